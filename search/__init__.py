@@ -1,0 +1,1 @@
+"""Optuna-driven search over image tokenizers, scheduled by Ray Tune."""
