@@ -314,7 +314,7 @@ def fields(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
         annotation = hints[item.name]
         name = f"{prefix}{item.name}"
         if dataclasses.is_dataclass(annotation):
-            found |= fields(typing.cast(type, annotation), f"{name}.")
+            found |= fields(typing.cast("type", annotation), f"{name}.")
         else:
             found[name] = annotation
     return found
@@ -360,7 +360,7 @@ def from_dict(values: Mapping[str, Any], kind: type = TrainConfig) -> Any:
         if dataclasses.is_dataclass(hints[key]):
             _require(isinstance(value, Mapping), key, "a mapping of fields", value)
             try:
-                arguments[key] = from_dict(value, typing.cast(type, hints[key]))
+                arguments[key] = from_dict(value, typing.cast("type", hints[key]))
             except ConfigError as error:
                 raise error.within(key) from None
         else:
