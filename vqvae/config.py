@@ -420,6 +420,17 @@ def replace(config: TrainConfig, flat: Mapping[str, Any]) -> TrainConfig:
     return result
 
 
+METRICS: dict[str, str] = {
+    "val/lpips_alex": "minimize",
+    "val/psnr": "maximize",
+    "val/ssim": "maximize",
+    "val/l1": "minimize",
+    "val/codebook_usage": "",
+    "val/perplexity": "",
+    "val/entropy_bits_per_image": "",
+}
+"""What an evaluation measures on held-out images -> the direction in which it is better, "" for a diagnostic."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "convolution": {"model.backbone": "convolution", "model.width": 176, "model.depth": 2, "model.head_size": 32},
     "attention": {"model.backbone": "attention", "model.width": 384, "model.depth": 7},

@@ -1,0 +1,297 @@
+"""What a space file searches: fields of TrainConfig with their ranges, and the baselines within them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from vqvae import config as vqvae_config
+from vqvae.config import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    import optuna
+
+    from search import yaml12
+
+FIXED = {
+    "steps": "set budget.steps instead",
+    "rungs": "set pruner.rungs instead",
+    "seed": "set seed instead",
+}
+"""Fields of TrainConfig that the search itself sets."""
+
+UNSEARCHABLE = FIXED | {
+    "batch_size": "rungs compare trials at equal images seen, so it stays the same for all",
+    "device": "all trials are measured on the same kind of device",
+    "precision": "it is a property of the machine; set it under train",
+    "compile": "it is a property of the machine; set it under train",
+    "checkpoint_every": "it changes nothing that is measured",
+}
+"""Fields that no search may vary -> why."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One searched field.
+
+    Attributes:
+        name: dotted field of TrainConfig.
+        kind: float, int or choice.
+        low, high, log, step: of a float or int; `step` is None for a continuous float.
+        choices: label -> value of a choice; the label is what the study stores, and equals the value
+            where that is a number, text, boolean or null.
+        when: other searched field -> labels under which this one is active.
+    """
+
+    name: str
+    kind: Literal["float", "int", "choice"]
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    step: float | None = None
+    choices: tuple[tuple[Any, Any], ...] = ()
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The labels of a choice."""
+        return tuple(label for label, _ in self.choices)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether this is a choice among numbers, whose order means something."""
+        return self.kind == "choice" and all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) for _, value in self.choices
+        )
+
+    def value(self, label: Any) -> Any:
+        """What a stored label or number stands for."""
+        return dict(self.choices)[label] if self.kind == "choice" else label
+
+    def holds(self, label: Any) -> bool:
+        """Whether the study could store this label or number for the parameter."""
+        if self.kind == "choice":
+            return any(label == known and type(label) is type(known) for known in self.labels)
+        number = isinstance(label, (int, float)) and not isinstance(label, bool)
+        whole = self.kind == "float" or (number and label == int(label))
+        return bool(number and whole and self.low <= label <= self.high)
+
+
+def parse(search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> tuple[Parameter, ...]:
+    """Read the section `search` of a space file.
+
+    Args:
+        search: dotted field -> mapping with float, int or choice.
+        base: the config whose fields are searched.
+        document: the file, for the place of an error.
+
+    Returns:
+        Parents of conditions before their children, otherwise as in the file.
+
+    Raises:
+        SpaceError: with file, line and key.
+    """
+    known = vqvae_config.fields()
+    if not search:
+        raise document.error(("search",), "at least one field must be searched")
+    found: dict[str, Parameter] = {}
+    for name, value in search.items():
+        path = ("search", name)
+        if name not in known:
+            raise document.error(path, vqvae_config.unknown(name, known))
+        if name in UNSEARCHABLE:
+            raise document.error(path, f"can't be searched: {UNSEARCHABLE[name]}")
+        found[name] = _parameter(name, value, known[name], document)
+        _try_values(found[name], base, document)
+    return _in_order(found, document)
+
+
+def _parameter(name: str, value: Any, annotation: Any, document: yaml12.Document) -> Parameter:
+    path = ("search", name)
+    kinds = ("float", "int", "choice")
+    if not isinstance(value, dict) or sum(kind in value for kind in kinds) != 1:
+        raise document.error(
+            path, f"must hold one of float: [low, high], int: [low, high], choice: [...]; got {value!r}"
+        )
+    kind = next(kind for kind in kinds if kind in value)
+    allowed = {kind, "when"} | (set() if kind == "choice" else {"log", "step"})
+    for key in value:
+        if key not in allowed:
+            raise document.error((*path, key), f"unknown key; known are {', '.join(sorted(allowed))}")
+    when = _conditions(value.get("when", {}), document, (*path, "when"))
+    if kind == "choice":
+        return Parameter(name=name, kind="choice", choices=_choices(value[kind], annotation, document, path), when=when)
+    if annotation not in ((float,) if kind == "float" else (int, float)):
+        raise document.error((*path, kind), f"{name} holds {_words(annotation)}, so {kind} can't search it")
+    return _range(name, kind, value, when, document)
+
+
+def _range(name: str, kind: str, value: Mapping[str, Any], when: Any, document: yaml12.Document) -> Parameter:
+    path = ("search", name)
+    bounds = value[kind]
+    numbers = isinstance(bounds, list) and all(
+        isinstance(b, (int, float)) and not isinstance(b, bool) and math.isfinite(b) for b in bounds
+    )
+    if not numbers or len(bounds) != 2:
+        raise document.error((*path, kind), f"must be [low, high], two numbers, but got {bounds!r}")
+    low, high = bounds
+    log, step = value.get("log", False), value.get("step")
+    if kind == "int" and not all(b == int(b) for b in bounds):
+        raise document.error((*path, kind), f"must be two whole numbers, but got {bounds!r}")
+    if low > high:
+        raise document.error(path, f"low <= high must hold, but got low={low}, high={high}")
+    if not isinstance(log, bool):
+        raise document.error((*path, "log"), f"must be true or false, but got {log!r}")
+    if log and low <= 0:
+        raise document.error(path, f"low > 0 must hold with log: true, but got low={low}")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, (int, float)) or step <= 0):
+        raise document.error((*path, "step"), f"must be a number above 0, but got {step!r}")
+    if step is not None and log:
+        raise document.error((*path, "step"), "can't stand beside log: true")
+    if kind == "int":
+        if step is not None and step != int(step):
+            raise document.error((*path, "step"), f"must be a whole number, but got {step!r}")
+        return Parameter(name=name, kind="int", low=int(low), high=int(high), log=log, step=int(step or 1), when=when)
+    return Parameter(name=name, kind="float", low=float(low), high=float(high), log=log, step=step, when=when)
+
+
+def _choices(value: Any, annotation: Any, document: yaml12.Document, path: yaml12.Path) -> tuple[tuple[Any, Any], ...]:
+    plain = (str, int, float, bool, type(None))
+    if isinstance(value, dict):
+        pairs: list[tuple[Any, Any]] = list(value.items())
+    elif isinstance(value, list):
+        for item in value:
+            if not isinstance(item, plain):
+                raise document.error(
+                    (*path, "choice"), f"a list or mapping needs a label, as in choice: {{NAME: {item!r}}}"
+                )
+        pairs = [(item, item) for item in value]
+    else:
+        pairs = []
+    if not pairs:
+        raise document.error((*path, "choice"), f"must be a list or a mapping of labels, not empty, but got {value!r}")
+    for index, (label, item) in enumerate(pairs):
+        try:
+            converted = vqvae_config.convert(str(path[-1]), item, annotation)
+        except ConfigError as error:
+            raise document.error((*path, "choice"), error.problem) from None
+        pairs[index] = (converted if label is item and isinstance(item, (int, float)) else label, converted)
+    labels = [label for label, _ in pairs]
+    if len(set(labels)) != len(labels):
+        raise document.error((*path, "choice"), f"every value must stand once, but got {labels!r}")
+    return tuple(pairs)
+
+
+def _conditions(value: Any, document: yaml12.Document, path: yaml12.Path) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    if not isinstance(value, dict):
+        raise document.error(path, f"must be a mapping of a searched field to its values, but got {value!r}")
+    return tuple((field, tuple(v) if isinstance(v, list) else (v,)) for field, v in value.items())
+
+
+def _in_order(found: Mapping[str, Parameter], document: yaml12.Document) -> tuple[Parameter, ...]:
+    """Parents of conditions first, otherwise as in the file."""
+    for name, parameter in found.items():
+        for parent, labels in parameter.when:
+            path = ("search", name, "when", parent)
+            if parent not in found or found[parent].kind != "choice":
+                raise document.error(path, "must be a searched field with a choice")
+            for label in labels:
+                if not found[parent].holds(label):
+                    raise document.error(path, f"must be among {list(found[parent].labels)!r}, but got {label!r}")
+    order: dict[str, Parameter] = {}
+    while len(order) < len(found):
+        ready = [n for n, p in found.items() if n not in order and all(parent in order for parent, _ in p.when)]
+        if not ready:
+            left = next(name for name in found if name not in order)
+            raise document.error(("search", left, "when"), "the conditions form a circle")
+        order |= {name: found[name] for name in ready}
+    return tuple(order.values())
+
+
+def _try_values(parameter: Parameter, base: TrainConfig, document: yaml12.Document) -> None:
+    """Each bound and each choice must be in the field's range; what depends on other fields is not tried here."""
+    part, _, field = parameter.name.rpartition(".")
+    owner: Any = base
+    for name in filter(None, part.split(".")):
+        owner = getattr(owner, name)
+    candidates = [v for _, v in parameter.choices] if parameter.kind == "choice" else [parameter.low, parameter.high]
+    for value in candidates:
+        try:
+            dataclasses.replace(owner, **{field: value})
+        except ConfigError as error:
+            if error.key == field:
+                raise document.error(("search", parameter.name), f"{field} {error.problem}") from None
+
+
+def parse_baselines(
+    values: Sequence[Mapping[str, Any]], parameters: Sequence[Parameter], document: yaml12.Document
+) -> tuple[Mapping[str, Any], ...]:
+    """Read the section `baselines`: settings within the searched ranges that are tried first.
+
+    Raises:
+        SpaceError: with file, line and key.
+    """
+    known = {parameter.name: parameter for parameter in parameters}
+    baselines = []
+    for index, baseline in enumerate(values):
+        labels = {}
+        for name, label in baseline.items():
+            path = ("baselines", index, name)
+            if name not in known:
+                raise document.error(path, vqvae_config.unknown(name, known).replace("field", "searched field"))
+            parameter = known[name]
+            number = isinstance(label, int) and not isinstance(label, bool)
+            if number and (parameter.kind == "float" or (parameter.ordered and isinstance(parameter.labels[0], float))):
+                label = float(label)
+            if not parameter.holds(label):
+                raise document.error(path, f"must be {_words_of(parameter)}, but got {label!r}")
+            labels[name] = label
+        baselines.append(labels)
+    return tuple(baselines)
+
+
+def _words(annotation: Any) -> str:
+    return {float: "a number", int: "a whole number", bool: "true or false", str: "text"}.get(annotation, "a list")
+
+
+def _words_of(parameter: Parameter) -> str:
+    if parameter.kind == "choice":
+        return f"among {list(parameter.labels)!r}"
+    return f"from {parameter.low:g} to {parameter.high:g}"
+
+
+def distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
+    """Optuna's distribution of a parameter; a choice is over its labels."""
+    from optuna import distributions
+
+    if parameter.kind == "choice":
+        return distributions.CategoricalDistribution(parameter.labels)
+    if parameter.kind == "int":
+        return distributions.IntDistribution(
+            int(parameter.low), int(parameter.high), log=parameter.log, step=int(parameter.step or 1)
+        )
+    return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def suggest(parameters: Sequence[Parameter], trial: optuna.Trial) -> dict[str, Any]:
+    """Ask a trial for every parameter whose conditions hold.
+
+    Returns:
+        Dotted field -> label or number, as the study stores it.
+    """
+    labels: dict[str, Any] = {}
+    for parameter in parameters:
+        if all(labels.get(parent) in allowed for parent, allowed in parameter.when):
+            labels[parameter.name] = _suggest(parameter, trial)
+    return labels
+
+
+def _suggest(parameter: Parameter, trial: optuna.Trial) -> Any:
+    name, low, high = parameter.name, parameter.low, parameter.high
+    if parameter.kind == "choice":
+        return trial.suggest_categorical(name, parameter.labels)
+    if parameter.kind == "int":
+        return trial.suggest_int(name, int(low), int(high), log=parameter.log, step=int(parameter.step or 1))
+    return trial.suggest_float(name, low, high, log=parameter.log, step=parameter.step)

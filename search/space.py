@@ -1,0 +1,389 @@
+"""A space file: what is searched, on what, under which budget; read, checked and frozen.
+
+`load` reads YAML, `parse` a mapping that is already there (such as the one a study stores); both give a
+`Space` or raise `SpaceError` with file, line and key. `suggest` asks a trial for the parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from search import parameters, yaml12
+from search.errors import SpaceError
+from search.parameters import FIXED, Parameter
+from vqvae import config as vqvae_config
+from vqvae.config import ConfigError, TrainConfig
+
+
+class _Part(BaseModel):
+    """A part of a space file: frozen, no unknown keys, no silent conversions of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Objective(_Part):
+    """What is optimized: one metric on held-out images."""
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+
+
+class Budget(_Part):
+    """When the search ends."""
+
+    trials: int = Field(ge=1)
+    """Trials of the study in total: complete, pruned and failed ones."""
+    steps: int = Field(ge=1)
+    """Optimizer steps of one trial that is not stopped."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall hours of all drivers together after which no trial starts."""
+
+
+class Sampler(_Part):
+    """How parameters are chosen."""
+
+    kind: Literal["tpe", "random", "qmc", "gp", "cmaes"] = "tpe"
+
+
+class Pruner(_Part):
+    """How trials are stopped early."""
+
+    kind: Literal["asha", "median", "none"] = "asha"
+    rungs: int = Field(default=2, ge=1, le=6)
+    """Steps before the last at which trials are compared."""
+    reduction_factor: int = Field(default=3, ge=2)
+    """Ratio of one rung to the one before; asha lets one trial in so many go on."""
+
+
+class Resources(_Part):
+    """What one trial asks the cluster for."""
+
+    gpus: float = Field(default=1.0, ge=0)
+    cpus: float = Field(default=1.0, gt=0)
+
+
+class Limits(_Part):
+    """Bounds of a quantity; a trial outside them is infeasible."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class _File(_Part):
+    """The keys of a space file."""
+
+    study: str
+    objective: Objective
+    budget: Budget
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+    resources: Resources = Resources()
+    parallel: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    storage: str | None = None
+    output: str | None = None
+    train: dict[str, Any] = {}
+    search: dict[str, Any]
+    constraints: dict[str, Limits] = {}
+    baselines: list[dict[str, Any]] = []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Space:
+    """A validated space file.
+
+    Attributes:
+        study, objective, budget, sampler, pruner, resources, parallel, seed, storage, output: as in the file.
+        base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
+        parameters: what is searched, parents of conditions before their children.
+        constraints: quantity -> limits.
+        baselines: stored labels by parameter, tried first.
+        source: the checked mapping, paths absolute, JSON types only: what the study stores.
+    """
+
+    study: str
+    objective: Objective
+    budget: Budget
+    sampler: Sampler
+    pruner: Pruner
+    resources: Resources
+    parallel: int | None
+    seed: int
+    storage: str | None
+    output: str | None
+    base: TrainConfig
+    parameters: tuple[Parameter, ...]
+    constraints: Mapping[str, Limits]
+    baselines: tuple[Mapping[str, Any], ...]
+    source: Mapping[str, Any]
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Steps at which trials are compared, the last step aside."""
+        return self.base.rungs
+
+    def config(self, labels: Mapping[str, Any]) -> TrainConfig:
+        """The config of the trial with these stored labels.
+
+        Raises:
+            ConfigError: the values contradict one another.
+        """
+        values = {p.name: p.value(labels[p.name]) for p in self.parameters if p.name in labels}
+        return vqvae_config.replace(self.base, values)
+
+
+def rungs(steps: int, pruner: Pruner) -> tuple[int, ...]:
+    """Steps before `steps` at which trials are compared, counted down by the reduction factor.
+
+    >>> rungs(30000, Pruner(rungs=2, reduction_factor=3))
+    (3333, 9999)
+    """
+    if pruner.kind == "none":
+        return ()
+    first = steps // pruner.reduction_factor**pruner.rungs
+    return tuple(first * pruner.reduction_factor**rung for rung in range(pruner.rungs)) if first else ()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Space:
+    """Read and check a space file.
+
+    Args:
+        path: the YAML file; relative paths in it start at its folder.
+        overrides: ``FIELD=VALUE`` with dotted keys of the file and YAML values, such as ``budget.trials=8``.
+
+    Raises:
+        SpaceError: with file, line and key.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpaceError(str(path), "", "no such space file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpaceError(str(path), "", f"can't be read: {error}") from None
+    document = yaml12.parse(text, str(path))
+    if not isinstance(document.value, dict):
+        raise SpaceError(str(path), "", "a space file is a mapping with study, objective, budget and search")
+    values = document.value
+    flags: dict[yaml12.Path, str] = {}
+    for override in overrides:
+        flags[_override(values, override)] = f"--set {override}"
+    return _check(values, dataclasses.replace(document, flags=flags), Path(path).resolve().parent)
+
+
+def parse(values: Mapping[str, Any], name: str) -> Space:
+    """Check a mapping, such as the one a study stores; relative paths start at the current folder.
+
+    Args:
+        values: as in a space file.
+        name: where it came from, for messages.
+    """
+    return _check(dict(values), yaml12.Document(name=name, value=values), Path.cwd())
+
+
+def _override(values: dict[str, Any], text: str) -> yaml12.Path:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SpaceError(f"--set {text}", "", "must be FIELD=VALUE, such as budget.trials=8")
+    # Keys of `search` and `constraints` hold dots themselves.
+    first, _, rest = key.partition(".")
+    path: tuple[str, ...] = (first, rest) if first in ("search", "constraints") and rest else tuple(key.split("."))
+    place = values
+    for part in path[:-1]:
+        if not isinstance(place.setdefault(part, {}), dict):
+            raise SpaceError(f"--set {text}", "", f"{part} is no mapping, so nothing can be set in it")
+        place = place[part]
+    place[path[-1]] = yaml12.scalar(value)
+    return path
+
+
+def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Space:
+    try:
+        file = _File.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise _explain(error, document) from None
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.study):
+        raise document.error(
+            ("study",), f"must be letters, digits, '.', '_' and '-' (it names a folder), but got {file.study!r}"
+        )
+    train = _absolute(file.train, folder)
+    base = _base(file, train, document)
+    searched = parameters.parse(file.search, base, document)
+    space = Space(
+        study=file.study,
+        objective=file.objective,
+        budget=file.budget,
+        sampler=file.sampler,
+        pruner=file.pruner,
+        resources=file.resources,
+        parallel=file.parallel,
+        seed=file.seed,
+        storage=file.storage,
+        output=_absolute_output(file.output, folder),
+        base=base,
+        parameters=searched,
+        constraints=file.constraints,
+        baselines=parameters.parse_baselines(file.baselines, searched, document),
+        source=_source(file, train, folder),
+    )
+    _sensible(space, document)
+    return space
+
+
+def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> SpaceError:
+    """The first mistake that pydantic found, in our words."""
+    first = error.errors()[0]
+    path = tuple(first["loc"])
+    if first["type"] == "missing":
+        return document.error(path, "this key is missing")
+    if first["type"] == "extra_forbidden":
+        known: Any = _File
+        for part in path[:-1]:
+            annotation = known.model_fields[part].annotation if part in known.model_fields else Limits
+            known = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Limits
+        near = difflib.get_close_matches(str(path[-1]), list(known.model_fields), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known.model_fields)}"
+        return document.error(path, f"unknown key; {hint}")
+    wanted = {
+        "string_type": "must be text",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "dict_type": "must be a mapping",
+        "list_type": "must be a list",
+        "model_type": "must be a mapping",
+        "model_attributes_type": "must be a mapping",
+        "literal_error": "must be one of {expected}",
+        "greater_than_equal": "must be at least {ge:g}",
+        "greater_than": "must be above {gt:g}",
+        "less_than_equal": "must be at most {le:g}",
+    }.get(first["type"], first["msg"])
+    words = wanted.format_map({**first.get("ctx", {})}).replace("'", "").replace(" or ", ", ")
+    return document.error(path, f"{words}, but got {first['input']!r}")
+
+
+def _absolute(train: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`train` with the paths of its data made absolute, so that a study means the same anywhere."""
+    resolved: dict[str, Any] = json.loads(json.dumps(train))
+    for part, keys in (("data", ("path", "cache")), ("loss", ("lpips_trunk",)), ("evaluation", ("lpips_trunk",))):
+        section = resolved.get(part)
+        if isinstance(section, dict):
+            for key in keys:
+                if isinstance(section.get(key), str) and section[key]:
+                    section[key] = str(folder / Path(section[key]).expanduser())
+    return resolved
+
+
+def _absolute_output(output: str | None, folder: Path) -> str | None:
+    return output if output is None or "://" in output else str(folder / Path(output).expanduser())
+
+
+def _source(file: _File, train: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    values = file.model_dump(mode="json", exclude={"storage"}, exclude_none=True)
+    values["train"] = dict(train)
+    if file.output is not None:
+        values["output"] = _absolute_output(file.output, folder)
+    return values
+
+
+def _base(file: _File, train: Mapping[str, Any], document: yaml12.Document) -> TrainConfig:
+    for key, instead in FIXED.items():
+        if key in train:
+            raise document.error(("train", key), f"the search sets this itself; {instead}")
+    steps = rungs(file.budget.steps, file.pruner)
+    if file.pruner.kind != "none" and not steps:
+        raise document.error(
+            ("pruner", "rungs"),
+            f"{file.pruner.rungs} rungs at a reduction factor of {file.pruner.reduction_factor} need at least "
+            f"{file.pruner.reduction_factor**file.pruner.rungs} steps, but budget.steps is {file.budget.steps}",
+        )
+    try:
+        config: TrainConfig = vqvae_config.from_dict(
+            {**train, "steps": file.budget.steps, "rungs": steps, "seed": file.seed}
+        )
+    except ConfigError as error:
+        raise document.error(("train", *error.key.split(".")), error.problem) from None
+    return config
+
+
+def _sensible(space: Space, document: yaml12.Document) -> None:
+    """Refuse what cannot work, and say why."""
+    if space.resources.gpus > 1:
+        raise document.error(
+            ("resources", "gpus"), f"a trial runs on at most one GPU, but got {space.resources.gpus:g}"
+        )
+    metrics = vqvae_config.METRICS
+    metric, direction = space.objective.metric, space.objective.direction
+    if metric not in metrics:
+        near = difflib.get_close_matches(metric, list(metrics), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(metrics)}"
+        raise document.error(("objective", "metric"), f"unknown metric {metric!r}; {hint}")
+    side = "lower" if metrics[metric] == "minimize" else "higher"
+    if metrics[metric] and metrics[metric] != direction:
+        raise document.error(
+            ("objective", "direction"),
+            f"{metric} is better the {side}, so this must be {metrics[metric]}, but got {direction!r}",
+        )
+    if metric == "val/lpips_alex" and not space.base.evaluation.lpips:
+        raise document.error(("train", "evaluation", "lpips"), "must be true, since the objective is val/lpips_alex")
+    if space.sampler.kind == "gp" and space.pruner.kind != "none":
+        raise document.error(
+            ("sampler", "kind"), "gp learns from complete trials only, so it needs pruner: {kind: none}"
+        )
+    choice = next((p.name for p in space.parameters if p.kind == "choice"), None)
+    if space.sampler.kind == "cmaes" and choice:
+        raise document.error(("sampler", "kind"), f"cmaes can't search a choice, and {choice} is one")
+    quantities = ("parameters", "bits_per_image", "tokens", "images_per_s", *metrics)
+    for name, limits in space.constraints.items():
+        path = ("constraints", name)
+        if name not in quantities:
+            raise document.error(path, f"unknown quantity; known are {', '.join(quantities)}")
+        if limits.min is None and limits.max is None:
+            raise document.error(path, "must have min or max or both")
+        if any(limit is not None and limit <= 0 for limit in (limits.min, limits.max)):
+            raise document.error(
+                path, "min and max must be above 0, since a violation is measured by value / limit - 1"
+            )
+    if space.rungs:
+        warmup = max([space.base.optimizer.warmup_steps, *_possible(space, "optimizer.warmup_steps")])
+        if space.rungs[0] < 2 * warmup:
+            raise document.error(
+                ("pruner", "rungs"),
+                f"the first rung, step {space.rungs[0]}, comes before twice the longest warm-up of {warmup:g} steps: "
+                "it would rank learning rates, not models; fewer rungs, a smaller reduction_factor, more steps or a "
+                "shorter warm-up mend it",
+            )
+
+
+def _possible(space: Space, name: str) -> list[float]:
+    """The extremes a searched field can take."""
+    for parameter in space.parameters:
+        if parameter.name == name:
+            return [parameter.low, parameter.high] if parameter.kind != "choice" else [v for _, v in parameter.choices]
+    return []
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines that say what differs between two stored spaces: ``budget.trials: 12 -> 24``."""
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, Mapping) and value:
+            return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}".strip(".")).items()}
+        return {prefix: value}
+
+    before, after = flat(old), flat(new)
+    missing = "(absent)"
+    return [
+        f"{key}: {json.dumps(before[key]) if key in before else missing}"
+        f" -> {json.dumps(after[key]) if key in after else missing}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, missing) != after.get(key, missing)
+    ]

@@ -1,0 +1,138 @@
+"""YAML as in version 1.2, with the line of every key: what PyYAML alone does not give.
+
+PyYAML follows version 1.1, where ``1e-3`` is text, ``on`` is a boolean and ``1:30`` is ninety; and it
+lets the last of two equal keys win without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from search.errors import SpaceError
+
+Path = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with the scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML reads it from the class)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A parsed file.
+
+    Attributes:
+        name: the file as the user named it.
+        value: mappings, lists, text, numbers, booleans and None.
+        lines: path of keys and indices -> line, counted from 1.
+        flags: path of a key -> the command-line flag that set it.
+    """
+
+    name: str
+    value: Any
+    lines: Mapping[Path, int] = field(default_factory=dict)
+    flags: Mapping[Path, str] = field(default_factory=dict)
+
+    def where(self, path: Path) -> str:
+        """The flag that set the key at `path`, else ``file:line`` of it or of the nearest one above it."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.flags:
+                return self.flags[path[:length]]
+            if path[:length] in self.lines:
+                return f"{self.name}:{self.lines[path[:length]]}"
+        return self.name
+
+    def error(self, path: Iterable[str | int], problem: str) -> SpaceError:
+        """The error for the key at `path`."""
+        path = tuple(path)
+        return SpaceError(self.where(path), dotted(path), problem)
+
+
+def parse(text: str, name: str) -> Document:
+    """Parse one YAML document.
+
+    Args:
+        text: the document.
+        name: the file it came from, for messages.
+
+    Raises:
+        SpaceError: no YAML, a duplicate key or a key that is not text, with its line.
+    """
+    lines: dict[Path, int] = {}
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        value = None if node is None else _construct(loader, node, (), lines, name)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise SpaceError(where, "", f"this is no valid YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        raise SpaceError(name, "", f"this is no text in UTF-8: {error.reason}") from None
+    finally:
+        loader.dispose()
+    return Document(name=name, value=value, lines=lines)
+
+
+def _construct(loader: _Loader, node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> Any:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = loader.construct_object(key_node)
+            if not isinstance(key, (str, int, float, bool)):
+                raise SpaceError(f"{name}:{line}", dotted(path), "a key must be text")
+            key = str(key_node.value)
+            if key in mapping:
+                first = lines[(*path, key)]
+                raise SpaceError(
+                    f"{name}:{line}", dotted((*path, key)), f"this key stands here a second time; first in line {first}"
+                )
+            lines[(*path, key)] = line
+            mapping[key] = _construct(loader, value_node, (*path, key), lines, name)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, item, (*path, index), lines, name) for index, item in enumerate(node.value)]
+    return loader.construct_object(node)
+
+
+def scalar(text: str) -> Any:
+    """One value as a space file would read it; lists and mappings in YAML's flow style too."""
+    return parse(text, "").value
+
+
+def dotted(path: Path) -> str:
+    """A path as people write it: ``baselines[0].model.depth``."""
+    words = ""
+    for part in path:
+        words += f"[{part}]" if isinstance(part, int) else f".{part}" if words else part
+    return words

@@ -1,0 +1,102 @@
+"""The convolution backbone: ConvNeXt-style blocks at every resolution from pixels to tokens.
+
+Axes: b images, h and w rows and columns at one resolution, c channels there, n tokens (n = h w).
+
+The image halves log2(patch) times, so that there are as many tokens as in a patch backbone. Between
+blocks the channels come last, where norms and 1 x 1 convolutions (as linear layers) want them;
+convolutions see the same memory as (b, c, h, w) in the channels_last format.
+
+[1] Liu et al. 2022, "A ConvNet for the 2020s" (ConvNeXt)
+[2] Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (attention at the lowest resolution)
+"""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from vqvae.config import ConfigError, ModelConfig
+from vqvae.layers import Backbone, Downsample, SwiGLU, TransformerBlock, Upsample, conv, rms_norm
+
+
+class ConvolutionBlock(nn.Module):
+    """A 7 x 7 depthwise convolution, then SwiGLU, each behind a norm and beside a residual [1, section 2]."""
+
+    def __init__(self, width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.mixer_norm = rms_norm(width)
+        self.mixer = conv(width, width, 7, groups=width)
+        self.mlp_norm = rms_norm(width)
+        self.mlp = SwiGLU(width, mlp_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixer(rearrange(self.mixer_norm(x), "b h w c -> b c h w"))
+        x = x + rearrange(mixed, "b c h w -> b h w c")
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ConvolutionEncoder(nn.Module):
+    """Blocks and down-sampling, one transformer block [2]: images (b, 3, h, w) to tokens (b, n, c)."""
+
+    def __init__(self, config: ModelConfig, resolution: int) -> None:
+        super().__init__()
+        widths = _widths(config)
+        self.pixels = conv(3, widths[0], 3)
+        self.blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            if level > 0:
+                self.blocks.append(Downsample(widths[level - 1], width))
+            self.blocks.extend(ConvolutionBlock(width, config.mlp_ratio) for _ in range(config.depth))
+        self.transformer = TransformerBlock(widths[-1], config.head_size, config.mlp_ratio)
+        self.norm = rms_norm(widths[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = rearrange(self.pixels(images), "b c h w -> b h w c")
+        for block in self.blocks:
+            x = block(x)
+        tokens: Tensor = self.norm(self.transformer(rearrange(x, "b h w c -> b (h w) c")))
+        return tokens
+
+
+class ConvolutionDecoder(nn.Module):
+    """The encoder's mirror image: tokens (b, n, c) to images (b, 3, h, w)."""
+
+    def __init__(self, config: ModelConfig, resolution: int) -> None:
+        super().__init__()
+        widths = _widths(config)[::-1]
+        self.rows = resolution // config.patch
+        self.transformer = TransformerBlock(widths[0], config.head_size, config.mlp_ratio)
+        self.blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            if level > 0:
+                self.blocks.append(Upsample(widths[level - 1], width))
+            self.blocks.extend(ConvolutionBlock(width, config.mlp_ratio) for _ in range(config.depth))
+        self.norm = rms_norm(widths[-1])
+        self.pixels = conv(widths[-1], 3, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = rearrange(self.transformer(tokens), "b (h w) c -> b h w c", h=self.rows)
+        for block in self.blocks:
+            x = block(x)
+        images: Tensor = self.pixels(rearrange(self.norm(x), "b h w c -> b c h w"))
+        return images
+
+
+def _widths(config: ModelConfig) -> list[int]:
+    """Channels at each resolution, from pixels to tokens."""
+    halvings = config.patch.bit_length() - 1
+    if config.patch != 2**halvings:
+        raise ConfigError("model.patch", f"must be a power of two for the convolution backbone, but got {config.patch}")
+    multipliers = config.channel_multipliers or (1,) * halvings + (2,)
+    if len(multipliers) != halvings + 1:
+        raise ConfigError(
+            "model.channel_multipliers",
+            f"must be {halvings + 1} numbers, one for each resolution down to patches of {config.patch} pixels, "
+            f"but got {multipliers!r}",
+        )
+    return [multiplier * config.width for multiplier in multipliers]
+
+
+CONVOLUTION = Backbone(
+    encoder=ConvolutionEncoder,
+    decoder=ConvolutionDecoder,
+    token_width=lambda config: _widths(config)[-1],
+)

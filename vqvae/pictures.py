@@ -1,0 +1,106 @@
+"""Pictures of people and tensors of models: reading files, fitting them to a square, reconstruction sheets.
+
+n pictures, h height, w width, c = 3 colors
+At rest a picture is uint8 (h, w, 3); inside the models images are float (n, 3, h, w) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""File names that are taken for pictures, in lower case."""
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on broken files, depending on the format."""
+
+
+def read(path: Path, side: int = 0) -> Image.Image:
+    """A picture file as RGB, upright by its EXIF tag, transparency over white, 16 bits reduced to 8.
+
+    Args:
+        path: the file.
+        side: pixels along the shorter side that suffice; a JPEG is then decoded at a fraction of its size, never
+            below twice this. 0 decodes all of it.
+
+    Raises:
+        UNREADABLE: the file is broken, or of a kind without a fixed white (floating point).
+    """
+    with Image.open(path) as opened:
+        if side:
+            opened.draft(None, (2 * side, 2 * side))
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode == "F":
+            raise ValueError("floating-point pixels have no fixed white")
+        if picture.mode.startswith("I"):
+            return Image.fromarray((np.asarray(picture) / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        if "transparency" in picture.info or picture.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            return Image.alpha_composite(white, picture).convert("RGB")
+        return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, resolution: int) -> NDArray[np.uint8]:
+    """The central square of a picture, resized (enlarged where it is small) to (resolution, resolution, 3)."""
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    square = picture.resize(
+        (resolution, resolution), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
+    return np.asarray(square)
+
+
+def to_images(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 (n, h, w, 3) to float (n, 3, h, w) in [-1, 1]."""
+    return rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n h w c -> n c h w").float() / 127.5 - 1
+
+
+def to_pictures(images: torch.Tensor) -> NDArray[np.uint8]:
+    """float (n, 3, h, w), clipped to [-1, 1], to uint8 (n, h, w, 3)."""
+    levels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pictures: NDArray[np.uint8] = rearrange(levels, "n c h w -> n h w c").cpu().numpy()
+    return pictures
+
+
+def sheet(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 8) -> NDArray[np.uint8]:
+    """Originals above their reconstructions, in rows of `columns` pairs.
+
+    Args:
+        originals: float (n, 3, h, w) in [-1, 1], n at least 1.
+        reconstructions: the same shape.
+        columns: pictures in a row, at most; what is left of the last row is white.
+
+    Returns:
+        uint8 (rows x 2 x h, columns x w, 3).
+    """
+    columns = min(columns, len(originals))
+    pairs = np.stack([to_pictures(originals), to_pictures(reconstructions)], axis=1)
+    blank = np.full((-len(pairs) % columns, *pairs.shape[1:]), 255, dtype=np.uint8)
+    pairs = np.concatenate([pairs, blank])
+    joined: NDArray[np.uint8] = rearrange(pairs, "(r k) two h w c -> (r two h) (k w) c", k=columns)
+    return joined
