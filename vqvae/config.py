@@ -432,7 +432,7 @@ METRICS: dict[str, str] = {
 """What an evaluation measures on held-out images -> the direction in which it is better, "" for a diagnostic."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "convolution": {"model.backbone": "convolution", "model.width": 176, "model.depth": 2, "model.head_size": 32},
+    "convolution": {"model.backbone": "convolution", "model.width": 180, "model.depth": 2, "model.head_size": 40},
     "attention": {"model.backbone": "attention", "model.width": 384, "model.depth": 7},
     "mamba": {"model.backbone": "mamba", "model.width": 256, "model.depth": 12},
     "bimamba": {"model.backbone": "bimamba", "model.width": 256, "model.depth": 6},

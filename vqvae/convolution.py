@@ -28,15 +28,17 @@ class ConvolutionBlock(nn.Module):
         self.mlp = SwiGLU(width, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mixer(rearrange(self.mixer_norm(x), "b h w c -> b c h w"))
-        x = x + rearrange(mixed, "b c h w -> b h w c")
-        return x + self.mlp(self.mlp_norm(x))
+        """(b, h, w, c) to (b, h, w, c)."""
+        convolved = self.mixer(rearrange(self.mixer_norm(x), "b h w c -> b c h w"))
+        x = x + rearrange(convolved, "b c h w -> b h w c")
+        mixed: Tensor = x + self.mlp(self.mlp_norm(x))
+        return mixed
 
 
 class ConvolutionEncoder(nn.Module):
-    """Blocks and down-sampling, one transformer block [2]: images (b, 3, h, w) to tokens (b, n, c)."""
+    """Blocks and down-sampling, one transformer block [2]."""
 
-    def __init__(self, config: ModelConfig, resolution: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = _widths(config)
         self.pixels = conv(3, widths[0], 3)
@@ -49,6 +51,7 @@ class ConvolutionEncoder(nn.Module):
         self.norm = rms_norm(widths[-1])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w) to tokens (b, n, c)."""
         x = rearrange(self.pixels(images), "b c h w -> b h w c")
         for block in self.blocks:
             x = block(x)
@@ -57,7 +60,7 @@ class ConvolutionEncoder(nn.Module):
 
 
 class ConvolutionDecoder(nn.Module):
-    """The encoder's mirror image: tokens (b, n, c) to images (b, 3, h, w)."""
+    """The encoder's mirror image."""
 
     def __init__(self, config: ModelConfig, resolution: int) -> None:
         super().__init__()
@@ -73,6 +76,7 @@ class ConvolutionDecoder(nn.Module):
         self.pixels = conv(widths[-1], 3, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (b, n, c) to images (b, 3, h, w)."""
         x = rearrange(self.transformer(tokens), "b (h w) c -> b h w c", h=self.rows)
         for block in self.blocks:
             x = block(x)
@@ -96,7 +100,7 @@ def _widths(config: ModelConfig) -> list[int]:
 
 
 CONVOLUTION = Backbone(
-    encoder=ConvolutionEncoder,
+    encoder=lambda config, _resolution: ConvolutionEncoder(config),
     decoder=ConvolutionDecoder,
     token_width=lambda config: _widths(config)[-1],
 )

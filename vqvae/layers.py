@@ -79,7 +79,7 @@ def position_embeddings(tokens: int, width: int) -> nn.Parameter:
 
 
 class SwiGLU(nn.Module):
-    """SiLU(x W) * (x V), projected back, without biases [2, eq. 6]: (..., c) to (..., c)."""
+    """SiLU(x W) * (x V), projected back, without biases [2, eq. 6]."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -87,13 +87,18 @@ class SwiGLU(nn.Module):
         self.project = dense(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., c) to (..., c)."""
         gate, value = self.expand(x).chunk(2, dim=-1)
         projected: Tensor = self.project(F.silu(gate) * value)
         return projected
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention among the tokens of one image, without mask or biases: (b, n, c) to (b, n, c)."""
+    """Multi-head self-attention among the tokens of one image, without mask or biases.
+
+    Raises:
+        ConfigError: head_size does not divide width.
+    """
 
     def __init__(self, width: int, head_size: int) -> None:
         super().__init__()
@@ -107,6 +112,7 @@ class Attention(nn.Module):
         self.output = dense(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, n, c) to (b, n, c)."""
         stacked = rearrange(self.query_key_value(x), "b n (three k d) -> three b k n d", three=3, d=self.head_size)
         query, key, value = stacked.unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value)
@@ -115,7 +121,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then SwiGLU, each behind a norm and beside a residual: (b, n, c) to (b, n, c)."""
+    """Attention, then SwiGLU, each behind a norm and beside a residual."""
 
     def __init__(self, width: int, head_size: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -125,12 +131,14 @@ class TransformerBlock(nn.Module):
         self.mlp = SwiGLU(width, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, n, c) to (b, n, c)."""
         x = x + self.mixer(self.mixer_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        mixed: Tensor = x + self.mlp(self.mlp_norm(x))
+        return mixed
 
 
 class Downsample(nn.Module):
-    """Blur with [1, 3, 3, 1], keep every second pixel [3], convolve 3 x 3: (b, h, w, c) to (b, h/2, w/2, c')."""
+    """Blur with [1, 3, 3, 1], keep every second pixel [3], map the channels."""
 
     blur: Tensor
 
@@ -138,25 +146,28 @@ class Downsample(nn.Module):
         super().__init__()
         row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
         self.register_buffer("blur", torch.outer(row, row).expand(width_in, 1, 4, 4).clone(), persistent=False)
-        self.conv = conv(width_in, width_out, 3)
+        self.channels = dense(width_in, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, h, w, c) to (b, h / 2, w / 2, c')."""
         x = rearrange(x, "b h w c -> b c h w")
         # Zero padding, as in every convolution here: the gradient of reflection is not deterministic on CUDA.
         x = F.conv2d(x, self.blur.to(x.dtype), stride=2, padding=1, groups=x.shape[1])
-        return rearrange(self.conv(x), "b c h w -> b h w c")
+        mapped: Tensor = self.channels(rearrange(x, "b c h w -> b h w c"))
+        return mapped
 
 
 class Upsample(nn.Module):
-    """Repeat every pixel twice along each side, convolve 3 x 3 [4]: (b, h, w, c) to (b, 2h, 2w, c')."""
+    """Map the channels, repeat every pixel twice along each side [4]."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.conv = conv(width_in, width_out, 3)
+        self.channels = dense(width_in, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = repeat(x, "b h w c -> b (h 2) (w 2) c")
-        return rearrange(self.conv(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
+        """(b, h, w, c) to (b, 2 h, 2 w, c')."""
+        repeated: Tensor = repeat(self.channels(x), "b h w c -> b (h 2) (w 2) c")
+        return repeated
 
 
 def patch_backbone(block: Callable[[ModelConfig], nn.Module]) -> Backbone:
@@ -169,7 +180,7 @@ def patch_backbone(block: Callable[[ModelConfig], nn.Module]) -> Backbone:
 
 
 class PatchEncoder(nn.Module):
-    """Patch embedding, positions, blocks, head: images (b, 3, h, w) to tokens (b, n, c)."""
+    """Patch embedding, positions, blocks, head."""
 
     def __init__(self, config: ModelConfig, resolution: int, block: Callable[[ModelConfig], nn.Module]) -> None:
         super().__init__()
@@ -179,6 +190,7 @@ class PatchEncoder(nn.Module):
         self.head = _head(config.width)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w) to tokens (b, n, c)."""
         tokens = rearrange(self.patches(images), "b c h w -> b (h w) c") + self.positions
         for block in self.blocks:
             tokens = block(tokens)
@@ -187,7 +199,7 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """Positions, blocks, head, transposed convolution: tokens (b, n, c) to images (b, 3, h, w)."""
+    """Positions, blocks, head, transposed convolution."""
 
     def __init__(self, config: ModelConfig, resolution: int, block: Callable[[ModelConfig], nn.Module]) -> None:
         super().__init__()
@@ -198,6 +210,7 @@ class PatchDecoder(nn.Module):
         self.pixels = transposed_conv(config.width, 3, _patch_kernel(config), stride=config.patch)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (b, n, c) to images (b, 3, h, w)."""
         tokens = tokens + self.positions
         for block in self.blocks:
             tokens = block(tokens)

@@ -1,16 +1,18 @@
-"""Mamba2 and its scan, state-space duality (SSD), on any device.
+"""Mamba2 and its scan, the state-space duality (SSD), on any device.
 
 [1] Dao, Gu 2024, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured
     State Space Duality", arXiv 2405.21060
 
-Axes and symbols: b images, l tokens, h heads, p channels of a head, n state dimensions; c chunks of q
-tokens, s a second index over these q. As in the paper, x is the input of the scan, dt the step sizes,
-A the decay rates of the heads, B and C the maps into and out of the state, D the skip weights. B and C
-are shared by all heads (one group).
+Axes: b images, l tokens, h heads, p channels of a head, n state dimensions, c chunks, q tokens of a
+chunk, s a second index over them. Symbols as in the paper: x the input of the scan, dt the step sizes,
+A the decay rates of the heads, B and C the maps into and out of the state, D the skip weights. All heads
+share B and C (one group).
 
-The parameters of `Mamba2` bear the names and shapes of mamba_ssm's. On CUDA the scan is mamba_ssm's
-kernel where that package can be imported, else the one below.
+The parameters of `Mamba2` have the names and shapes of mamba_ssm's. On CUDA the scan is mamba_ssm's
+kernel where that package can be imported, elsewhere the one written here.
 """
+
+# ruff: noqa: N803, N806 - A, B, C, D are the paper's names.
 
 import functools
 import math
@@ -18,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vqvae.config import ConfigError
@@ -31,10 +33,10 @@ _A_RANGE = (1.0, 16.0)
 _DT_RANGE = (1.0e-3, 1.0e-1)
 
 
-def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int = 64) -> Tensor:  # noqa: N803
-    """The scan in chunks: quadratic within a chunk, linear between them [1, section 6].
+def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int = 64) -> Tensor:
+    """What `ssd_reference` computes, quadratic within chunks and linear between them [1, section 6].
 
-    It computes `ssd_reference`, in at least float32 whatever autocast says.
+    It works in float32 at least, whatever autocast says.
 
     Args:
         x: (b, l, h, p).
@@ -42,19 +44,144 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int 
         A: decay rates (h,), below 0.
         B: (b, l, n).
         C: (b, l, n).
-        chunk_size: tokens q of a chunk; the last chunk may be shorter.
+        chunk_size: tokens q of a chunk, at least 1; l need not be a multiple of it.
 
     Returns:
         (b, l, h, p), in the dtype of x.
     """
+    length, heads = x.shape[1], x.shape[2]
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(x.dtype, torch.float32)
-        length = x.shape[1]
+        x_, dt, A, B, C = (t.to(dtype) for t in (x, dt, A, B, C))
         size = min(chunk_size, length)
-        padding = -length % size  # of steps of size 0, which leave the state alone
-        inputs, log_decay, B, C = (  # noqa: N806
-            rearrange(F.pad(t.to(dtype), (0, 0) * (t.ndim - 2) + (0, padding)), "b (c q) ... -> b c q ...", q=size)
-            for t in (x * dt[..., None], dt * A, B, C)
+        padding = -length % size  # steps of size 0, which leave the state as it is
+
+        def chunks(t: Tensor) -> Tensor:
+            return rearrange(F.pad(t, (0, 0, 0, padding)), "b (c q) d -> b c q d", q=size)
+
+        inputs = chunks(rearrange(x_ * dt[..., None], "b l h p -> b l (h p)"))
+        B, C = chunks(B), chunks(C)
+        log_decay = rearrange(chunks(dt * A), "b c q h -> b c h q").cumsum(-1)
+
+        # Within each chunk, as attention with a mask of decays.
+        scores = rearrange(C @ B.mT, "b c q s -> b c 1 q s") * _decays(log_decay)
+        y = scores @ rearrange(inputs, "b c s (h p) -> b c h s p", h=heads)
+        y = rearrange(y, "b c h q p -> b c q h p")
+
+        if padding + length > size:
+            # What each chunk but the last adds to the state, what all before it left, and what that gives.
+            to_end = (log_decay[:, :-1, :, -1:] - log_decay[:, :-1]).exp()
+            weighted = inputs[:, :-1] * repeat(to_end, "b c h q -> b c q (h p)", p=x.shape[3])
+            added = rearrange(B[:, :-1].mT @ weighted, "b c n (h p) -> b h c (n p)", h=heads)
+            totals = rearrange(log_decay[:, :-1, :, -1], "b c h -> b h c").cumsum(-1)
+            states = rearrange(_decays(totals) @ added, "b h c (n p) -> b c n (h p)", n=B.shape[-1])
+            carried = rearrange(C[:, 1:] @ states, "b c q (h p) -> b c q h p", h=heads)
+            carried = carried * rearrange(log_decay[:, 1:].exp(), "b c h q -> b c q h 1")
+            y = torch.cat([y[:, :1], y[:, 1:] + carried], dim=1)
+
+        return rearrange(y, "b c q h p -> b (c q) h p")[:, :length].to(x.dtype)
+
+
+def _decays(cumulative: Tensor) -> Tensor:
+    """exp(sum of the logarithms after s up to q) for s <= q, else 0: from cumulative sums (..., q) to (..., q, s)."""
+    differences = cumulative[..., :, None] - cumulative[..., None, :]
+    later = torch.ones(differences.shape[-2:], dtype=torch.bool, device=differences.device).triu(1)
+    return differences.masked_fill(later, -math.inf).exp()  # masked before exp, which would overflow there
+
+
+def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The recurrence itself, token by token: slow, and what `ssd` is tested against [1, eq. 2].
+
+    state = exp(dt A) state + dt x B^T and y = state C, for every head. Arguments as in `ssd`.
+    """
+    state = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[-1])
+    outputs = []
+    for token in range(x.shape[1]):
+        step = dt[:, token]
+        kept = torch.exp(step * A)[..., None, None] * state
+        state = kept + torch.einsum("bh,bhp,bn->bhpn", step, x[:, token], B[:, token])
+        outputs.append(torch.einsum("bhpn,bn->bhp", state, C[:, token]))
+    return torch.stack(outputs, dim=1)
+
+
+class Mamba2(nn.Module):
+    """The Mamba2 mixer [1, section 7], each token seeing those before it.
+
+    `load_state_dict` takes that of a `mamba_ssm.Mamba2(width, d_state=state_size, headdim=head_size)`.
+
+    Raises:
+        ConfigError: head_size does not divide the inner width, which is 2 x width.
+    """
+
+    def __init__(self, width: int, head_size: int, state_size: int) -> None:
+        super().__init__()
+        inner = _EXPAND * width
+        if inner % head_size:
+            raise ConfigError(
+                "model.head_size", f"must divide Mamba2's inner width of {inner} channels, but got {head_size}"
+            )
+        heads = inner // head_size
+        self.sizes = [inner, inner + 2 * state_size, heads]
+        self.head_size, self.state_size = head_size, state_size
+
+        self.in_proj = dense(width, sum(self.sizes))
+        channels = self.sizes[1]
+        self.conv1d = nn.Conv1d(channels, channels, _CONV_KERNEL, padding=_CONV_KERNEL - 1, groups=channels)
+        nn.init.normal_(self.conv1d.weight, std=_CONV_KERNEL**-0.5)
+        nn.init.zeros_(self.conv1d.bias)  # type: ignore[arg-type]
+        low, high = (math.log(bound) for bound in _DT_RANGE)
+        dt = torch.empty(heads).uniform_(low, high).exp()
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*_A_RANGE).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = nn.RMSNorm(inner, eps=1.0e-5)
+        self.out_proj = dense(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, l, width) to (b, l, width)."""
+        gate, mixed, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
+        mixed = F.silu(_causal_convolution(mixed, self.conv1d.weight, self.conv1d.bias))
+        inner = self.sizes[0]
+        inputs, B, C = torch.split(mixed, [inner, self.state_size, self.state_size], dim=-1)
+        inputs = rearrange(inputs, "b l (h p) -> b l h p", p=self.head_size)
+        A = -self.A_log.float().exp()
+        kernel = _kernel() if x.is_cuda else None
+        if kernel is None:
+            dt = F.softplus(dt.float() + self.dt_bias)
+            y = ssd(inputs, dt, A, B, C) + inputs * self.D[:, None]
+        else:
+            y = kernel(inputs, dt, A, B, C, self.D, self.dt_bias)
+        gated = self.norm(rearrange(y, "b l h p -> b l (h p)") * F.silu(gate))
+        projected: Tensor = self.out_proj(gated)
+        return projected
+
+
+def _causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Each channel with its own kernel over this token and those before it: (b, l, d), (d, 1, k) to (b, l, d)."""
+    kernel = weight.shape[-1]
+    padded = F.pad(x, (0, 0, kernel - 1, 0))
+    convolved = F.conv1d(rearrange(padded, "b l d -> b d l"), weight, bias, groups=x.shape[-1])
+    return rearrange(convolved, "b d l -> b l d")
+
+
+_Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@functools.cache
+def _kernel() -> _Kernel | None:
+    """mamba_ssm's scan for CUDA, or None where it is not installed or was not built for this torch."""
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError:
+        return None
+
+    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
+        B, C = (rearrange(t, "b l n -> b l 1 n") for t in (B, C))
+        scanned: Tensor = mamba_chunk_scan_combined(
+            x, dt, A, B, C, chunk_size=_KERNEL_CHUNK, D=D, dt_bias=dt_bias, dt_softplus=True
         )
-        log_decay = rearrange(log_decay, "b c q h -> b c h q").cumsum(-1)  # since the start of the chunk
-        ...
+        return scanned
+
+    # Dynamo does not trace into its autotuned kernels: a compiled block calls it as it is.
+    opaque: _Kernel = torch.compiler.disable(scan)  # type: ignore[no-untyped-call]
+    return opaque

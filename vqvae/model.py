@@ -1,0 +1,156 @@
+"""The VQVAE: images to tokens, tokens to codes, codes to images.
+
+Axes: b images, h and w rows and columns of pixels, y and x rows and columns of tokens, n tokens in
+reading order (n = y x), c channels of a token.
+
+    model = build_model(config)
+    indices = model.encode(images)       # (b, y, x)
+    images = model.decode(indices)       # (b, 3, h, w)
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vqvae.attention import ATTENTION
+from vqvae.config import ConfigError, TrainConfig, VqvaeError
+from vqvae.convolution import CONVOLUTION
+from vqvae.layers import Backbone, conv, dense
+from vqvae.mamba import BIMAMBA, MAMBA
+from vqvae.quantize import QUANTIZERS, Quantized, Quantizer
+
+BACKBONES: dict[str, Backbone] = {
+    "convolution": CONVOLUTION,
+    "attention": ATTENTION,
+    "mamba": MAMBA,
+    "bimamba": BIMAMBA,
+}
+"""Backbones by the name that `model.backbone` gives; a plug-in adds its own."""
+
+
+class ShapeError(VqvaeError):
+    """Images or indices that the model was not built for."""
+
+
+class Reconstruction(NamedTuple):
+    """What `VQVAE.forward` gives."""
+
+    images: Tensor
+    """Reconstructed images (b, 3, h, w); near [-1, 1], but not clamped."""
+    quantized: Quantized
+    """What the quantizer made of the tokens."""
+
+
+class VQVAE(nn.Module):
+    """Encoder, quantizer and decoder for square images of one size, with values in [-1, 1]."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        backbone = _chosen(BACKBONES, "model.backbone", config.model.backbone)
+        width = backbone.token_width(config.model)
+        self.resolution = config.data.resolution
+        self.rows = config.data.resolution // config.model.patch
+        self.encoder = backbone.encoder(config.model, self.resolution)
+        self.quantizer: Quantizer = _chosen(QUANTIZERS, "quantizer.kind", config.quantizer.kind)(config.quantizer)
+        self.to_code = dense(width, self.quantizer.code_dim, bias=True)
+        self.from_code = dense(self.quantizer.code_dim, width, bias=True)
+        self.decoder = backbone.decoder(config.model, self.resolution)
+        self.final_convolution: nn.Module = nn.Identity()
+        if config.model.final_convolution:
+            self.final_convolution = conv(3, 3, 3)
+            nn.init.dirac_(self.final_convolution.weight)  # the identity: without effect until it has learned
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """Images (b, 3, h, w) through codes back to images.
+
+        Raises:
+            ShapeError: images of another shape.
+        """
+        quantized = self._quantize(images)
+        return Reconstruction(self._decode(quantized.codes), quantized)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w) to indices (b, y, x), int64, without gradients.
+
+        Raises:
+            ShapeError: images of another shape.
+        """
+        return rearrange(self._quantize(images).indices, "b (y x) -> b y x", y=self.rows)
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor) -> Tensor:
+        """Indices (b, y, x) to images (b, 3, h, w), without gradients.
+
+        Raises:
+            ShapeError: indices of another shape or type, or out of range.
+        """
+        expected = f"(b, {self.rows}, {self.rows})"
+        if indices.ndim != 3 or indices.shape[1:] != (self.rows, self.rows):
+            raise ShapeError(f"indices: must have shape {expected}, but got {tuple(indices.shape)}")
+        if indices.is_floating_point() or indices.dtype == torch.bool:
+            raise ShapeError(f"indices: must be whole numbers, but got {indices.dtype}")
+        size = self.quantizer.codebook_size
+        if indices.numel() and not (indices.min() >= 0 and indices.max() < size):
+            low, high = int(indices.min()), int(indices.max())
+            raise ShapeError(f"indices: must be from 0 to {size - 1}, but got {low} to {high}")
+        return self._decode(self.quantizer.decode(rearrange(indices.long(), "b y x -> b (y x)")))
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The repeated modules of encoder and decoder, each worth compiling by itself."""
+        for half in (self.encoder, self.decoder):
+            blocks = getattr(half, "blocks", ())
+            yield from blocks
+
+    def _quantize(self, images: Tensor) -> Quantized:
+        size = self.resolution
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ShapeError(f"images: must have shape (b, 3, {size}, {size}), but got {tuple(images.shape)}")
+        tokens = self.encoder(images)
+        with torch.autocast(images.device.type, enabled=False):
+            quantized: Quantized = self.quantizer(self.to_code(tokens.float()))
+        return quantized
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        images: Tensor = self.final_convolution(self.decoder(self.from_code(codes)))
+        return images
+
+
+def build_model(config: TrainConfig) -> VQVAE:
+    """The model of a config, its weights drawn from torch's generator: `torch.manual_seed` settles them.
+
+    Raises:
+        ConfigError: a backbone or a quantizer of an unknown name, or sizes that do not fit together.
+    """
+    return VQVAE(config)
+
+
+def count_parameters(config: TrainConfig) -> int:
+    """Number of trained values of a config's model, without allocating it.
+
+    Raises:
+        ConfigError: as in `build_model`.
+    """
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config).parameters())
+
+
+def bits_per_image(config: TrainConfig) -> float:
+    """Bits of one image's indices, all codes being as likely.
+
+    Raises:
+        ConfigError: a quantizer of an unknown name.
+    """
+    with torch.device("meta"):
+        quantizer = _chosen(QUANTIZERS, "quantizer.kind", config.quantizer.kind)(config.quantizer)
+    return config.tokens * math.log2(quantizer.codebook_size)
+
+
+def _chosen(registry: dict[str, Any], key: str, name: str) -> Any:
+    if name not in registry:
+        raise ConfigError(key, f"must be one of {', '.join(registry)}, but got {name!r}")
+    return registry[name]
