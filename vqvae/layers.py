@@ -83,13 +83,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        self.expand = dense(width, 2 * ratio * width)
-        self.project = dense(ratio * width, width)
+        self.gate = dense(width, ratio * width)
+        self.value = dense(width, ratio * width)
+        self.output = dense(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., c) to (..., c)."""
-        gate, value = self.expand(x).chunk(2, dim=-1)
-        projected: Tensor = self.project(F.silu(gate) * value)
+        projected: Tensor = self.output(F.silu(self.gate(x)) * self.value(x))
         return projected
 
 

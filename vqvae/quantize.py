@@ -9,7 +9,6 @@ between the width of its tokens and d.
 [2] Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN"
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -117,17 +116,15 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 inside float32 products, whatever the trainer chose for the rest."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def bits_per_token(quantizer: Quantizer) -> float:
-    """Bits of one index, all codes being as likely."""
-    return math.log2(quantizer.codebook_size)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 QUANTIZERS: dict[str, Callable[[QuantizerConfig], Quantizer]] = {"vq": VectorQuantizer}

@@ -14,7 +14,6 @@ kernel where that package can be imported, elsewhere the one written here.
 
 # ruff: noqa: N803, N806 - A, B, C, D are the paper's names.
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -30,6 +29,7 @@ _EXPAND = 2
 _CONV_KERNEL = 4
 _KERNEL_CHUNK = 256
 _A_RANGE = (1.0, 16.0)
+_LOG_NEGLIGIBLE = -60.0
 _DT_RANGE = (1.0e-3, 1.0e-1)
 
 
@@ -57,14 +57,15 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int 
         padding = -length % size  # steps of size 0, which leave the state as it is
 
         def chunks(t: Tensor) -> Tensor:
-            return rearrange(F.pad(t, (0, 0, 0, padding)), "b (c q) d -> b c q d", q=size)
+            padded = F.pad(t, (0, 0, 0, padding)) if padding else t
+            return rearrange(padded, "b (c q) d -> b c q d", q=size)
 
         inputs = chunks(rearrange(x_ * dt[..., None], "b l h p -> b l (h p)"))
         B, C = chunks(B), chunks(C)
         log_decay = rearrange(chunks(dt * A), "b c q h -> b c h q").cumsum(-1)
 
         # Within each chunk, as attention with a mask of decays.
-        scores = rearrange(C @ B.mT, "b c q s -> b c 1 q s") * _decays(log_decay)
+        scores = rearrange(C @ B.mT, "b c q s -> b c 1 q s").tril() * _decays(log_decay)
         y = scores @ rearrange(inputs, "b c s (h p) -> b c h s p", h=heads)
         y = rearrange(y, "b c h q p -> b c q h p")
 
@@ -74,7 +75,7 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int 
             weighted = inputs[:, :-1] * repeat(to_end, "b c h q -> b c q (h p)", p=x.shape[3])
             added = rearrange(B[:, :-1].mT @ weighted, "b c n (h p) -> b h c (n p)", h=heads)
             totals = rearrange(log_decay[:, :-1, :, -1], "b c h -> b h c").cumsum(-1)
-            states = rearrange(_decays(totals) @ added, "b h c (n p) -> b c n (h p)", n=B.shape[-1])
+            states = rearrange(_decays(totals).tril() @ added, "b h c (n p) -> b c n (h p)", n=B.shape[-1])
             carried = rearrange(C[:, 1:] @ states, "b c q (h p) -> b c q h p", h=heads)
             carried = carried * rearrange(log_decay[:, 1:].exp(), "b c h q -> b c q h 1")
             y = torch.cat([y[:, :1], y[:, 1:] + carried], dim=1)
@@ -83,10 +84,14 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int 
 
 
 def _decays(cumulative: Tensor) -> Tensor:
-    """exp(sum of the logarithms after s up to q) for s <= q, else 0: from cumulative sums (..., q) to (..., q, s)."""
+    """What is left at q of a contribution made at s: from the logarithms' cumulative sums (..., q) to (..., q, s).
+
+    What stands at s after q means nothing, and is to be masked.
+    """
     differences = cumulative[..., :, None] - cumulative[..., None, :]
-    later = torch.ones(differences.shape[-2:], dtype=torch.bool, device=differences.device).triu(1)
-    return differences.masked_fill(later, -math.inf).exp()  # masked before exp, which would overflow there
+    # Below, the exponential is denormal, and up to a hundred times slower on a CPU; above, it is masked, and
+    # must not overflow. hardtanh clamps, with a gradient that is one pass instead of clamp's three.
+    return F.hardtanh(differences, _LOG_NEGLIGIBLE, 1.0).exp()
 
 
 def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -144,13 +149,12 @@ class Mamba2(nn.Module):
         inner = self.sizes[0]
         inputs, B, C = torch.split(mixed, [inner, self.state_size, self.state_size], dim=-1)
         inputs = rearrange(inputs, "b l (h p) -> b l h p", p=self.head_size)
-        A = -self.A_log.float().exp()
-        kernel = _kernel() if x.is_cuda else None
-        if kernel is None:
-            dt = F.softplus(dt.float() + self.dt_bias)
+        A = -self.A_log.exp()
+        if _cuda_scan is None or not x.is_cuda:
+            dt = F.softplus(dt + self.dt_bias)
             y = ssd(inputs, dt, A, B, C) + inputs * self.D[:, None]
         else:
-            y = kernel(inputs, dt, A, B, C, self.D, self.dt_bias)
+            y = _cuda_scan(inputs, dt, A, B, C, self.D, self.dt_bias)
         gated = self.norm(rearrange(y, "b l h p -> b l (h p)") * F.silu(gate))
         projected: Tensor = self.out_proj(gated)
         return projected
@@ -164,11 +168,10 @@ def _causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return rearrange(convolved, "b d l -> b l d")
 
 
-_Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+_CudaScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@functools.cache
-def _kernel() -> _Kernel | None:
+def _import_cuda_scan() -> _CudaScan | None:
     """mamba_ssm's scan for CUDA, or None where it is not installed or was not built for this torch."""
     try:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
@@ -183,5 +186,8 @@ def _kernel() -> _Kernel | None:
         return scanned
 
     # Dynamo does not trace into its autotuned kernels: a compiled block calls it as it is.
-    opaque: _Kernel = torch.compiler.disable(scan)  # type: ignore[no-untyped-call]
+    opaque: _CudaScan = torch.compiler.disable(scan)  # type: ignore[no-untyped-call]
     return opaque
+
+
+_cuda_scan = _import_cuda_scan()
