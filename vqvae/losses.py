@@ -58,7 +58,7 @@ class Loss(nn.Module):
         total = sum(quantizer.values(), torch.zeros((), device=images.device))
         for weight, term in zip(self.weights, terms.values(), strict=True):
             total = total + weight * term
-        return total, {name: term.detach() for name, term in {"loss": total, **terms, **quantizer}.items()}
+        return total, {name: term.detach() for name, term in {**terms, **quantizer, "loss": total}.items()}
 
     def _term(self, name: str, images: Tensor, made: Tensor) -> Tensor:
         if name == "l1":

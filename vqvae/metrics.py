@@ -6,14 +6,18 @@ Every function takes float images (b, 3, h, w) in [-1, 1] and clips them to that
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae.pictures import to_images
+
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from vqvae.model import VQVAE
     from vqvae.perceptual import LPIPS
 
@@ -84,33 +88,34 @@ def code_statistics(counts: Tensor, tokens_per_image: int) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate(
-    model: VQVAE, images: Tensor, *, codebook_size: int, micro_batch: int, lpips: LPIPS | None = None
+    model: VQVAE, held_out: NDArray[np.uint8], micro_batch: int, lpips: LPIPS | None = None
 ) -> dict[str, float]:
-    """All of the above over a set of held-out images, in float32.
+    """All of the above over a set of held-out pictures, in float32.
 
     Args:
         model: in evaluation mode, with the weights to judge (the moving average).
-        images: float (n, 3, h, w) in [-1, 1], on the model's device.
-        codebook_size: number of codes.
+        held_out: uint8 (n, h, w, 3), n at least 1.
         micro_batch: images at once.
         lpips: measured too, under its name, if given.
 
     Returns:
         psnr (dB), ssim, l1, the lpips if any, each the mean over images, and `code_statistics`.
     """
-    sums: dict[str, Tensor] = {}
-    counts = torch.zeros(codebook_size, dtype=torch.long, device=images.device)
+    device = next(model.parameters()).device
+    codes = model.quantizer.codebook_size
+    counts = torch.zeros(codes, dtype=torch.long, device=device)
+    parts: list[dict[str, Tensor]] = []
     tokens = 0
-    for batch in images.split(micro_batch):
-        made, quantized = model(batch)
-        values = {"psnr": psnr(made, batch), "ssim": ssim(made, batch), "l1": l1(made, batch)}
+    for start in range(0, len(held_out), micro_batch):
+        images = to_images(held_out[start : start + micro_batch]).to(device)
+        made, quantized = model(images)
+        part = {"psnr": psnr(made, images), "ssim": ssim(made, images), "l1": l1(made, images)}
         if lpips:
-            values[lpips.name] = lpips(made.clamp(-1, 1), batch)
-        for name, value in values.items():
-            sums[name] = sums.get(name, torch.zeros((), device=images.device)) + value.sum()
-        counts += torch.bincount(quantized.indices.flatten(), minlength=codebook_size)
-        tokens = math.prod(quantized.indices.shape[1:])
-    means = {name: total.item() / len(images) for name, total in sums.items()}
+            part[lpips.name] = lpips(made.clamp(-1, 1), images)
+        parts.append(part)
+        counts += torch.bincount(quantized.indices.flatten(), minlength=codes)
+        tokens = quantized.indices[0].numel()
+    means = {name: torch.cat([part[name] for part in parts]).double().mean().item() for name in parts[0]}
     return means | code_statistics(counts, tokens)
 
 

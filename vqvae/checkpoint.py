@@ -1,0 +1,184 @@
+"""Models and training runs as folders: tensors in safetensors files, the rest in JSON; nothing is unpickled.
+
+    export:      weights.safetensors  config.json
+    checkpoint:  model.safetensors    ema.safetensors    optimizer.safetensors    state.json
+
+A folder appears whole, by one rename, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from vqvae.config import ConfigError, TrainConfig, VqvaeError, from_dict, to_dict
+from vqvae.model import VQVAE, build_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+FORMAT = "vqsearch 1"
+"""Marks our folders; the number changes when older ones can no longer be read."""
+
+
+class CheckpointError(VqvaeError):
+    """A folder that is missing, damaged, of another program or of another run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """All that a run needs to go on as if it had never stopped."""
+
+    step: int
+    """Optimizer steps done."""
+    config: TrainConfig
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    """Moments, by ``<parameter>/<moment>``."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    """What the trainer adds, of JSON types."""
+
+
+def save(state: TrainingState, folder: Path) -> None:
+    """Writes a checkpoint into a folder that is empty or does not exist.
+
+    Raises:
+        CheckpointError: the folder holds something, or cannot be written.
+    """
+    with _appearing(folder) as place:
+        for name in ("model", "ema", "optimizer"):
+            _write_tensors(getattr(state, name), place / f"{name}.safetensors")
+        _write_json(
+            {"step": state.step, "config": to_dict(state.config), "progress": state.progress}, place / "state.json"
+        )
+
+
+def read(folder: Path) -> TrainingState:
+    """A checkpoint, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: no checkpoint there, or a damaged one.
+    """
+    values = _read_json(folder, "state.json")
+    tensors = {name: _read_tensors(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
+    config = _config(values, folder / "state.json")
+    return TrainingState(step=values["step"], config=config, progress=values["progress"], **tensors)
+
+
+def save_model(model: VQVAE, config: TrainConfig, folder: Path, metrics: Mapping[str, float]) -> None:
+    """Exports a model: weights and config, and what it measured, into a folder that is empty or does not exist.
+
+    Raises:
+        CheckpointError: the folder holds something, or cannot be written.
+    """
+    with _appearing(folder) as place:
+        _write_tensors(model.state_dict(), place / "weights.safetensors")
+        _write_json({"config": to_dict(config), "metrics": dict(metrics)}, place / "config.json")
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
+    """A trained model, ready to encode and decode.
+
+    Args:
+        folder: an export, or a checkpoint, of which the moving average of the weights is taken.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: neither is there, or it is damaged.
+    """
+    folder = Path(folder)
+    config_file, weights_file = ("config.json", "weights.safetensors")
+    if not (folder / config_file).exists() and (folder / "state.json").exists():
+        config_file, weights_file = ("state.json", "ema.safetensors")
+    config = _config(_read_json(folder, config_file), folder / config_file)
+    weights = _read_tensors(folder / weights_file)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / weights_file}: does not fit the model of {config_file}: {error}") from error
+    return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A sibling folder to write into, which takes the place of `folder` at the end."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: not empty; expected an empty folder, or none")
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        partial.rename(folder)
+        _flush(folder.parent)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
+    except safetensors.SafetensorError as error:  # how a full disk shows
+        raise OSError(str(error)) from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: missing or damaged: {error}") from error
+
+
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    versions = {"torch": torch.__version__}
+    path.write_text(json.dumps({"format": FORMAT, "versions": versions, **values}, indent=2) + "\n")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; expected a model or a checkpoint of vqsearch")
+    path = folder / name
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {name} in it; expected a model or a checkpoint of vqsearch") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: format is {found!r}; expected {FORMAT!r}")
+    return values
+
+
+def _config(values: dict[str, Any], path: Path) -> TrainConfig:
+    try:
+        config: TrainConfig = from_dict(values["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return config

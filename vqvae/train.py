@@ -1,0 +1,336 @@
+"""Training as a generator: whoever iterates it decides what becomes of each report.
+
+for progress in train(config):
+    print(progress.step, progress.metrics)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vqvae import checkpoint
+from vqvae import config as configuration
+from vqvae.batches import batch
+from vqvae.checkpoint import CheckpointError, TrainingState
+from vqvae.config import ConfigError, TrainConfig, VqvaeError
+from vqvae.data import load
+from vqvae.losses import Loss
+from vqvae.meter import Meter
+from vqvae.metrics import evaluate
+from vqvae.model import build_model
+from vqvae.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+    update_average,
+)
+from vqvae.perceptual import LPIPS
+from vqvae.pictures import sheet, to_images
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+REPORT_EVERY_S = 2.0
+"""Wall seconds between two light reports."""
+
+SHEET_IMAGES = 16
+"""Held-out images on the reconstruction sheet."""
+
+FREE = ("rungs", "micro_batch", "checkpoint_every", "device", "compile", "data.cache", "loss.lpips_trunk")
+"""Fields, besides evaluation.*, in which a resumed run may differ: they do not change what is learned."""
+
+
+class Diverged(VqvaeError):  # noqa: N818
+    """A term of the loss, or a metric, became NaN or infinite.
+
+    Attributes:
+        step: optimizer steps done when it did.
+        term: its name.
+    """
+
+    def __init__(self, term: str, value: float, step: int, config: TrainConfig) -> None:
+        super().__init__(
+            f"{term} is {value} after step {step} of {config.steps}, at optimizer.lr {config.optimizer.lr:g}; "
+            f"expected a finite value"
+        )
+        self.step = step
+        self.term = term
+
+
+class OutOfMemory(VqvaeError):  # noqa: N818
+    """The device has too little memory for a micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report of a run."""
+
+    step: int
+    """Optimizer steps done."""
+    metrics: dict[str, float]
+    """train/<term>: means since the last report, at evaluations since the last evaluation; images_per_s: of training
+    alone, since the last evaluation; at evaluations also val/<metric>, see `vqvae.metrics.evaluate`."""
+    evaluated: bool = False
+    """The held-out images were measured: at every rung and at the last step."""
+    stopped: bool = False
+    """The run ends here because `stop()` said so; it can be resumed from `checkpoint`."""
+    checkpoint: Callable[[Path], None] | None = None
+    """Writes all that resuming needs into an empty folder; call it before asking for the next report."""
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """At evaluations: "reconstructions", uint8 (h, w, 3), held-out images above what the model makes of them."""
+    skipped: tuple[str, ...] = ()
+    """Files that could not be read, each with the reason."""
+
+
+def train(
+    config: TrainConfig, resume: Path | None = None, stop: Callable[[], bool] | None = None
+) -> Iterator[Progress]:
+    """Trains a model and reports.
+
+    It evaluates exactly at each step of `config.rungs` and at the last one, offers a checkpoint there and at every
+    multiple of `config.checkpoint_every`, and reports lightly every two seconds. A resumed run equals one that was
+    never stopped: on a CPU bit for bit.
+
+    Args:
+        config: the run.
+        resume: a checkpoint's folder to go on from. If it was taken at an evaluation, that evaluation comes first
+            again, so that it is not lost with whoever asked for it.
+        stop: asked between steps; once it says True a last report with a checkpoint ends the run.
+
+    Yields:
+        Reports with rising steps.
+
+    Raises:
+        Diverged: the loss or a metric is no longer finite.
+        OutOfMemory: of the device.
+        CheckpointError: `resume` is no checkpoint, or one of another run.
+        VqvaeError: data, weights of LPIPS or the device are missing.
+    """
+    run = _Run(config)
+    if resume is not None:
+        run.restore(resume)
+        if run.evaluated_at == run.step:
+            yield run.evaluation()
+    evaluations = {*config.rungs, config.steps}
+    while run.step < config.steps:
+        if stop is not None and stop():
+            yield run.report(saved=True, stopped=True)
+            return
+        run.advance()
+        if run.step in evaluations:
+            run.evaluate()
+            yield run.evaluation()
+        elif config.checkpoint_every and run.step % config.checkpoint_every == 0:
+            yield run.report(saved=True)
+        elif run.since_report() > REPORT_EVERY_S:
+            yield run.report()
+
+
+class _Run:
+    """A model in training, and what is known of it so far."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.device = _device(config)
+        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
+        splits = load(config.data)
+        self.images, self.skipped = splits.train, splits.skipped
+        self.held_out = splits.validation.spread(config.evaluation.images)
+        self.lpips = LPIPS("alex", config.evaluation.lpips_trunk).to(self.device) if config.evaluation.lpips else None
+        self.loss = Loss(config.loss).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
+            self.model = build_model(config)
+        with self._memory():
+            self.model.to(self.device).train()
+            self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        if config.compile == "always" or (config.compile == "auto" and self.device.type == "cuda"):
+            for block in self.model.blocks():
+                block.compile(dynamic=False)
+        self.step = 0
+        self.meter = Meter()
+        self.reported_at = -math.inf
+        self.evaluated_at = 0
+        self.metrics: dict[str, float] = {}
+
+    def advance(self) -> None:
+        """One optimizer step; nothing in it waits for the device."""
+        config, micro_batches = self.config, self.config.batch_size // self.config.micro_batch
+        self.meter.start()
+        set_learning_rate(self.optimizer, learning_rate_factor(self.step + 1, config))
+        with self._memory():
+            parts = []
+            for micro in range(micro_batches):
+                images = batch(self.images, config, self.step, micro, self.device)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                    loss, terms = self.loss(images, self.model(images))
+                (loss / micro_batches).backward()
+                parts.append(terms)
+            if config.optimizer.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.step += 1
+        update_average(self.average, self.model, self.step, config.ema_decay)
+        self.meter.add({name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]})
+
+    def evaluate(self) -> None:
+        """Measures the averaged weights on the held-out images."""
+        self._read()
+        training = self._training(self.meter.means())
+        with self._memory():
+            measured = evaluate(self.average, self.held_out, self.config.micro_batch, self.lpips)
+        held_out = {f"val/{name}": value for name, value in measured.items()}
+        for name, value in held_out.items():
+            self._require_finite(name, value, self.step)
+        self.metrics, self.evaluated_at = {**training, **held_out}, self.step
+        self.meter.reset()
+
+    def evaluation(self) -> Progress:
+        """The report of the last evaluation, with a checkpoint."""
+        return self._progress(self.metrics, saved=True, evaluated=True, pictures={"reconstructions": self._sheet()})
+
+    def report(self, *, saved: bool = False, stopped: bool = False) -> Progress:
+        """A report between evaluations."""
+        rows = self._read()
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+        return self._progress(self._training(means), saved=saved, stopped=stopped)
+
+    def since_report(self) -> float:
+        """Wall seconds since the last report; infinite before the first."""
+        return time.monotonic() - self.reported_at
+
+    def restore(self, folder: Path) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            CheckpointError: no checkpoint, a damaged one, or one of another run.
+        """
+        state = checkpoint.read(folder)
+        _require_same_run(state, self.config, folder)
+        try:
+            self.model.load_state_dict(state.model)
+            self.average.load_state_dict(state.ema)
+            restore_optimizer(self.optimizer, self.model, state.optimizer)
+            self.evaluated_at, self.metrics = state.progress["evaluated_at"], state.progress["metrics"]
+            self.meter.sums, self.meter.steps = state.progress["sums"], state.progress["summed_steps"]
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{folder}: does not fit the model that its config builds: {error}") from error
+        self.step = state.step
+
+    def _progress(
+        self,
+        metrics: dict[str, float],
+        *,
+        saved: bool,
+        evaluated: bool = False,
+        stopped: bool = False,
+        pictures: dict[str, NDArray[np.uint8]] | None = None,
+    ) -> Progress:
+        self.reported_at = time.monotonic()
+        return Progress(
+            step=self.step,
+            metrics=metrics,
+            evaluated=evaluated,
+            stopped=stopped,
+            checkpoint=self._saver() if saved else None,
+            pictures=pictures or {},
+            skipped=self.skipped,
+        )
+
+    def _saver(self) -> Callable[[Path], None]:
+        step = self.step
+
+        def save(folder: Path) -> None:
+            assert self.step == step, "a checkpoint is written before the next report is asked for"
+            progress = {
+                "evaluated_at": self.evaluated_at,
+                "metrics": self.metrics,
+                "sums": self.meter.sums,
+                "summed_steps": self.meter.steps,
+            }
+            state = TrainingState(
+                step=step,
+                config=self.config,
+                model=self.model.state_dict(),
+                ema=self.average.state_dict(),
+                optimizer=optimizer_tensors(self.optimizer, self.model),
+                progress=progress,
+            )
+            checkpoint.save(state, folder)
+
+        return save
+
+    def _read(self) -> list[dict[str, float]]:
+        """The terms of the steps since the last reading, all finite."""
+        rows = self.meter.read()
+        for step, row in enumerate(rows, self.step - len(rows) + 1):
+            for name, value in row.items():
+                self._require_finite(f"train/{name}", value, step)
+        return rows
+
+    def _require_finite(self, term: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise Diverged(term, value, step, self.config)
+
+    def _training(self, means: dict[str, float]) -> dict[str, float]:
+        rate = self.meter.steps_per_s() * self.config.batch_size
+        return {f"train/{name}": value for name, value in means.items()} | ({"images_per_s": rate} if rate else {})
+
+    @torch.no_grad()
+    def _sheet(self) -> NDArray[np.uint8]:
+        rows = np.unique(np.linspace(0, len(self.held_out) - 1, SHEET_IMAGES).round().astype(int))
+        originals = to_images(self.held_out[rows]).to(self.device)
+        return sheet(originals, self.average(originals).images)
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"out of memory on {self.device} at a micro-batch of {self.config.micro_batch} images of "
+                f"{self.config.data.resolution} pixels; expected a smaller micro_batch or model"
+            ) from error
+
+
+def _device(config: TrainConfig) -> torch.device:
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ConfigError("device", "must be cpu or auto, since torch finds no CUDA device, but got 'cuda'")
+    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
+
+
+def _require_same_run(state: TrainingState, config: TrainConfig, folder: Path) -> None:
+    """A checkpoint and a config of one run agree in all that changes what is learned.
+
+    Raises:
+        CheckpointError: naming every field that differs.
+    """
+    free = {*FREE, *(["steps"] if config.optimizer.schedule in ("wsd", "constant") else [])}
+    differences = []
+    for key in configuration.fields():
+        before, now = (operator.attrgetter(key)(each) for each in (state.config, config))
+        if before != now and key not in free and not key.startswith("evaluation."):
+            differences.append(f"{key} was {before!r}, but is {now!r} now")
+    if differences:
+        raise CheckpointError(f"{folder}: of another run: {'; '.join(differences)}")
+    if state.step > config.steps:
+        raise CheckpointError(f"{folder}: taken at step {state.step}; expected at most steps, {config.steps}")
