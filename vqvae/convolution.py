@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqvae.config import ConfigError, ModelConfig
-from vqvae.layers import Backbone, Downsample, SwiGLU, TransformerBlock, Upsample, conv, rms_norm
+from vqvae.layers import Backbone, Downsample, RMSNorm, SwiGLU, TransformerBlock, Upsample, conv
 
 
 class ConvolutionBlock(nn.Module):
@@ -22,9 +22,9 @@ class ConvolutionBlock(nn.Module):
 
     def __init__(self, width: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.mixer_norm = rms_norm(width)
+        self.mixer_norm = RMSNorm(width)
         self.mixer = conv(width, width, 7, groups=width)
-        self.mlp_norm = rms_norm(width)
+        self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class ConvolutionEncoder(nn.Module):
                 self.blocks.append(Downsample(widths[level - 1], width))
             self.blocks.extend(ConvolutionBlock(width, config.mlp_ratio) for _ in range(config.depth))
         self.transformer = TransformerBlock(widths[-1], config.head_size, config.mlp_ratio)
-        self.norm = rms_norm(widths[-1])
+        self.norm = RMSNorm(widths[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (b, 3, h, w) to tokens (b, n, c)."""
@@ -72,7 +72,7 @@ class ConvolutionDecoder(nn.Module):
             if level > 0:
                 self.blocks.append(Upsample(widths[level - 1], width))
             self.blocks.extend(ConvolutionBlock(width, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = rms_norm(widths[-1])
+        self.norm = RMSNorm(widths[-1])
         self.pixels = conv(widths[-1], 3, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -68,14 +68,21 @@ def _initialized(layer: _Weighted, fan_in: float) -> _Weighted:
     return layer
 
 
-def rms_norm(width: int) -> nn.RMSNorm:
-    """Root mean square norm over the last axis [1], its gains starting at 1."""
-    return nn.RMSNorm(width, eps=_NORM_EPSILON)
-
-
 def position_embeddings(tokens: int, width: int) -> nn.Parameter:
     """Learned positions (n, c), to be added to tokens (b, n, c)."""
     return nn.Parameter(torch.empty(tokens, width).normal_(std=_POSITION_STD))
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm over the last axis [1], its gains starting at 1."""
+
+    def __init__(self, width: int, epsilon: float = _NORM_EPSILON) -> None:
+        super().__init__(width, eps=epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., c) to (..., c), in the dtype of x."""
+        # Under autocast x may be bfloat16 and the gains float32, for which PyTorch has no fused kernel.
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -125,9 +132,9 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, head_size: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.mixer_norm = rms_norm(width)
+        self.mixer_norm = RMSNorm(width)
         self.mixer = Attention(width, head_size)
-        self.mlp_norm = rms_norm(width)
+        self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,7 +231,7 @@ def _patch_kernel(config: ModelConfig) -> int:
 
 def _head(width: int) -> nn.Sequential:
     return nn.Sequential(
-        rms_norm(width),
+        RMSNorm(width),
         dense(width, 4 * width, bias=True),
         nn.Tanh(),
         dense(4 * width, width, bias=True),

@@ -6,7 +6,7 @@ Axes: b images, n tokens in reading order, c channels.
 from torch import Tensor, nn
 
 from vqvae.config import ModelConfig
-from vqvae.layers import SwiGLU, patch_backbone, rms_norm
+from vqvae.layers import RMSNorm, SwiGLU, patch_backbone
 from vqvae.ssd import Mamba2
 
 
@@ -18,9 +18,9 @@ class MambaBlock(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mixer_norm = rms_norm(config.width)
+        self.mixer_norm = RMSNorm(config.width)
         self.mixer = Mamba2(config.width, config.head_size, config.state_size)
-        self.mlp_norm = rms_norm(config.width)
+        self.mlp_norm = RMSNorm(config.width)
         self.mlp = SwiGLU(config.width, config.mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,12 +38,12 @@ class BidirectionalMambaBlock(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mixer_norm = rms_norm(config.width)
+        self.mixer_norm = RMSNorm(config.width)
         self.forward_mixer = Mamba2(config.width, config.head_size, config.state_size)
-        self.forward_mlp_norm = rms_norm(config.width)
+        self.forward_mlp_norm = RMSNorm(config.width)
         self.forward_mlp = SwiGLU(config.width, config.mlp_ratio)
         self.backward_mixer = Mamba2(config.width, config.head_size, config.state_size)
-        self.backward_mlp_norm = rms_norm(config.width)
+        self.backward_mlp_norm = RMSNorm(config.width)
         self.backward_mlp = SwiGLU(config.width, config.mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:

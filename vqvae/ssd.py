@@ -23,7 +23,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vqvae.config import ConfigError
-from vqvae.layers import dense
+from vqvae.layers import RMSNorm, dense
 
 _EXPAND = 2
 _CONV_KERNEL = 4
@@ -139,15 +139,15 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(*_A_RANGE).log())
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = nn.RMSNorm(inner, eps=1.0e-5)
+        self.norm = RMSNorm(inner, epsilon=1.0e-5)
         self.out_proj = dense(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, l, width) to (b, l, width)."""
         gate, mixed, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
-        mixed = F.silu(_causal_convolution(mixed, self.conv1d.weight, self.conv1d.bias))
-        inner = self.sizes[0]
-        inputs, B, C = torch.split(mixed, [inner, self.state_size, self.state_size], dim=-1)
+        convolved = self.conv1d(rearrange(mixed, "b l d -> b d l"))[..., : x.shape[1]]  # cut off what is not causal
+        mixed = F.silu(rearrange(convolved, "b d l -> b l d"))
+        inputs, B, C = torch.split(mixed, [self.sizes[0], self.state_size, self.state_size], dim=-1)
         inputs = rearrange(inputs, "b l (h p) -> b l h p", p=self.head_size)
         A = -self.A_log.exp()
         if _cuda_scan is None or not x.is_cuda:
@@ -158,14 +158,6 @@ class Mamba2(nn.Module):
         gated = self.norm(rearrange(y, "b l h p -> b l (h p)") * F.silu(gate))
         projected: Tensor = self.out_proj(gated)
         return projected
-
-
-def _causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Each channel with its own kernel over this token and those before it: (b, l, d), (d, 1, k) to (b, l, d)."""
-    kernel = weight.shape[-1]
-    padded = F.pad(x, (0, 0, kernel - 1, 0))
-    convolved = F.conv1d(rearrange(padded, "b l d -> b d l"), weight, bias, groups=x.shape[-1])
-    return rearrange(convolved, "b d l -> b l d")
 
 
 _CudaScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -1,0 +1,170 @@
+"""Which tokens and pixels see which: nothing crosses from one image to another."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqvae.config import ConfigError, ModelConfig
+from vqvae.convolution import ConvolutionBlock
+from vqvae.mamba import BidirectionalMambaBlock
+from vqvae.model import BACKBONES
+
+RESOLUTION, PATCH, ROWS, TOKEN = 32, 8, 4, 6
+NAMES = tuple(BACKBONES)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def _config(backbone: str, **settings: object) -> ModelConfig:
+    sizes = {"width": 16, "depth": 2, "patch": PATCH, "head_size": 8, "state_size": 4}
+    return ModelConfig(backbone=backbone, **(sizes | settings))  # type: ignore[arg-type]
+
+
+def _expected(backbone: str) -> Tensor:
+    """Which tokens of the image change with TOKEN: those after it in reading order, or all."""
+    return torch.arange(ROWS**2) >= (TOKEN if backbone == "mamba" else 0)
+
+
+def _patch_of(images: Tensor, token: int) -> Tensor:
+    row, column = divmod(token, ROWS)
+    return images[..., row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+
+
+@pytest.mark.parametrize("backbone", NAMES)
+def test_an_encoder_mixes_the_tokens_of_one_image_and_never_two_images(backbone: str) -> None:
+    encoder = BACKBONES[backbone].encoder(_config(backbone), RESOLUTION)
+    images = torch.rand(3, 3, RESOLUTION, RESOLUTION)
+    changed = images.clone()
+    _patch_of(changed[1], TOKEN).add_(0.5)
+    difference = (encoder(images) - encoder(changed)).abs().amax(-1)
+    assert (difference[[0, 2]] == 0).all()
+    assert torch.equal(difference[1] > 0, _expected(backbone))
+
+
+@pytest.mark.parametrize("backbone", NAMES)
+def test_a_decoder_mixes_the_tokens_of_one_image_and_never_two_images(backbone: str) -> None:
+    config = _config(backbone)
+    decoder = BACKBONES[backbone].decoder(config, RESOLUTION)
+    tokens = torch.randn(3, ROWS**2, BACKBONES[backbone].token_width(config))
+    changed = tokens.clone()
+    changed[1, TOKEN] = torch.randn_like(changed[1, TOKEN])
+    difference = (decoder(tokens) - decoder(changed)).abs()
+    assert (difference[[0, 2]] == 0).all()
+    reached = torch.stack([_patch_of(difference[1], token).amax() > 0 for token in range(ROWS**2)])
+    assert torch.equal(reached, _expected(backbone))
+
+
+@pytest.mark.parametrize("settings", [{}, {"overlap": 0.5}, {"overlap": 1.0}, {"patch": 4}, {"patch": 16}])
+@pytest.mark.parametrize("backbone", NAMES)
+def test_every_backbone_has_one_token_per_patch(backbone: str, settings: dict[str, object]) -> None:
+    config = _config(backbone, **settings)
+    images = torch.rand(2, 3, RESOLUTION, RESOLUTION)
+    tokens = BACKBONES[backbone].encoder(config, RESOLUTION)(images)
+    assert tokens.shape == (2, (RESOLUTION // config.patch) ** 2, BACKBONES[backbone].token_width(config))
+    assert BACKBONES[backbone].decoder(config, RESOLUTION)(tokens).shape == images.shape
+
+
+def test_an_overlap_lets_a_patch_reach_its_neighbors() -> None:
+    images = torch.rand(1, 3, RESOLUTION, RESOLUTION)
+    changed = images.clone()
+    _patch_of(changed, TOKEN).add_(0.5)
+    for overlap, reached in ((0.0, {6}), (0.5, {1, 2, 3, 5, 6, 7, 9, 10, 11})):
+        encoder = BACKBONES["attention"].encoder(_config("attention", overlap=overlap), RESOLUTION)
+        difference = (encoder.patches(images) - encoder.patches(changed)).abs().amax(1).flatten()
+        assert set(difference.nonzero().flatten().tolist()) == reached
+
+
+def test_a_convolution_block_sees_seven_by_seven_pixels() -> None:
+    block = ConvolutionBlock(4, mlp_ratio=2)
+    x = torch.randn(2, 16, 16, 4)
+    changed = x.clone()
+    changed[0, 8, 6] = torch.randn(4)
+    difference = (block(x) - block(changed)).abs().amax(-1)
+    expected = torch.zeros(2, 16, 16, dtype=torch.bool)
+    expected[0, 5:12, 3:10] = True
+    assert torch.equal(difference > 0, expected)
+
+
+@pytest.mark.parametrize("silent", ["forward_mixer", "backward_mixer"])
+def test_bidirectional_mamba_flips_the_backward_stream_back(silent: str) -> None:
+    block = BidirectionalMambaBlock(_config("bimamba"))
+    nn.init.zeros_(getattr(block, silent).out_proj.weight)
+    x = torch.randn(1, 10, 16)
+    changed = x.clone()
+    changed[0, 6] = torch.randn(16)
+    difference = (block(x) - block(changed)).abs().amax(-1)[0]
+    tokens = torch.arange(10)
+    assert torch.equal(difference > 0, tokens <= 6 if silent == "forward_mixer" else tokens >= 6)
+
+
+def test_bidirectional_mamba_sums_two_streams_with_a_residual_each() -> None:
+    block = BidirectionalMambaBlock(_config("bimamba"))
+    x = torch.randn(1, 10, 16)
+    # The article's own code: the whole stream is turned, and turned back before the sum.
+    ahead, behind = x, x.flip(1)
+    ahead = block.forward_mixer(block.mixer_norm(ahead)) + ahead
+    ahead = block.forward_mlp(block.forward_mlp_norm(ahead)) + ahead
+    behind = block.backward_mixer(block.mixer_norm(behind)) + behind
+    behind = block.backward_mlp(block.backward_mlp_norm(behind)) + behind
+    torch.testing.assert_close(block(x), ahead + behind.flip(1))
+
+
+@pytest.mark.parametrize("backbone", NAMES)
+def test_blocks_compile_without_a_graph_break(backbone: str) -> None:
+    torch.compiler.reset()
+    encoder = BACKBONES[backbone].encoder(_config(backbone, depth=1), RESOLUTION)
+    images = torch.rand(2, 3, RESOLUTION, RESOLUTION)
+    expected = encoder(images)
+    assert len(encoder.blocks) >= 1
+    for block in encoder.blocks:
+        block.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(encoder(images), expected)
+
+
+def test_channels_follow_their_multipliers_from_pixels_to_tokens() -> None:
+    config = _config("convolution", channel_multipliers=(1, 2, 2, 3))
+    encoder, decoder = (build(config, RESOLUTION) for build in BACKBONES["convolution"][:2])
+    widths = [block.mixer.weight.shape[0] for block in encoder.blocks if isinstance(block, ConvolutionBlock)]
+    mirrored = [block.mixer.weight.shape[0] for block in decoder.blocks if isinstance(block, ConvolutionBlock)]
+    assert widths == [16, 16, 32, 32, 32, 32, 48, 48]
+    assert mirrored == widths[::-1]
+    assert BACKBONES["convolution"].token_width(config) == 48
+    assert BACKBONES["convolution"].token_width(_config("convolution")) == 32
+
+
+@pytest.mark.parametrize(
+    ("backbone", "settings", "message"),
+    [
+        (
+            "convolution",
+            {"patch": 6},
+            "model.patch: must be a power of two for the convolution backbone, but got 6",
+        ),
+        (
+            "convolution",
+            {"channel_multipliers": (1, 2)},
+            "model.channel_multipliers: must be 4 numbers, one for each resolution down to patches of 8 pixels, "
+            "but got (1, 2)",
+        ),
+        (
+            "convolution",
+            {"head_size": 64},
+            "model.head_size: must divide the 32 channels that attention works on, but got 64",
+        ),
+        (
+            "attention",
+            {"head_size": 12},
+            "model.head_size: must divide the 16 channels that attention works on, but got 12",
+        ),
+        ("mamba", {"head_size": 12}, "model.head_size: must divide Mamba2's inner width of 32 channels, but got 12"),
+        ("bimamba", {"head_size": 12}, "model.head_size: must divide Mamba2's inner width of 32 channels, but got 12"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_refused(backbone: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        BACKBONES[backbone].encoder(_config(backbone, **settings), RESOLUTION)
+    assert str(error.value) == message

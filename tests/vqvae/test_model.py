@@ -1,0 +1,222 @@
+"""The whole model: sizes, round trip, seeds, refusals, plug-ins."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqvae.config import PRESETS, ConfigError, ModelConfig, QuantizerConfig, TrainConfig, preset, replace
+from vqvae.layers import Backbone, patch_backbone
+from vqvae.model import BACKBONES, ShapeError, bits_per_image, build_model, count_parameters
+from vqvae.quantize import QUANTIZERS, Quantized
+
+NAMES = tuple(BACKBONES)
+BACKBONE = pytest.mark.parametrize("backbone", NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def _config(backbone: str = "attention", **settings: object) -> TrainConfig:
+    tiny = {
+        "model.width": 16,
+        "model.depth": 1,
+        "model.head_size": 8,
+        "model.state_size": 4,
+        "data.resolution": 32,
+        "quantizer.codebook_size": 64,
+        "quantizer.code_dim": 4,
+    }
+    return replace(TrainConfig(), tiny | {"model.backbone": backbone} | settings)
+
+
+def _images(count: int = 2) -> Tensor:
+    return 2 * torch.rand(count, 3, 32, 32) - 1
+
+
+@pytest.mark.parametrize(("name", "millions"), [("convolution", 16), ("attention", 36), ("mamba", 33), ("bimamba", 33)])
+def test_presets_have_the_sizes_of_the_article_at_equal_tokens(name: str, millions: int) -> None:
+    config = preset(name)
+    assert count_parameters(config) / 1e6 == pytest.approx(millions, rel=0.05)
+    assert config.tokens == 1024
+    assert bits_per_image(config) == 1024 * 14
+    assert set(PRESETS) == {"convolution", "attention", "mamba", "bimamba"}
+
+
+@BACKBONE
+def test_parameters_are_counted_without_a_model_and_without_touching_the_seed(backbone: str) -> None:
+    before = torch.get_rng_state()
+    count = count_parameters(_config(backbone))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert count == sum(parameter.numel() for parameter in build_model(_config(backbone)).parameters())
+
+
+@BACKBONE
+def test_a_model_on_the_meta_device_holds_nothing(backbone: str) -> None:
+    with torch.device("meta"):
+        model = build_model(_config(backbone, **{"model.final_convolution": True}))
+    assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"model.final_convolution": True, "model.overlap": 0.5}])
+@BACKBONE
+def test_encoding_then_decoding_is_the_forward_pass(backbone: str, settings: dict[str, object]) -> None:
+    model, images = build_model(_config(backbone, **settings)).eval(), _images()
+    with torch.no_grad():
+        reconstruction = model(images)
+    indices = model.encode(images)
+    assert indices.shape == (2, 4, 4)
+    assert indices.dtype == torch.int64
+    assert reconstruction.images.shape == images.shape
+    assert torch.equal(indices.flatten(1), reconstruction.quantized.indices)
+    assert torch.equal(model.decode(indices), reconstruction.images)
+
+
+@BACKBONE
+def test_every_parameter_learns(backbone: str) -> None:
+    model, images = build_model(_config(backbone, **{"model.final_convolution": True})), _images(4)
+    reconstruction = model(images)
+    loss = (reconstruction.images - images).square().mean() + sum(reconstruction.quantized.losses.values())
+    loss.backward()
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert silent == []
+
+
+@BACKBONE
+def test_a_model_trains(backbone: str) -> None:
+    model, images = build_model(_config(backbone)), _images(4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        reconstruction = model(images)
+        loss = (reconstruction.images - images).square().mean()
+        optimizer.zero_grad()
+        (loss + sum(reconstruction.quantized.losses.values())).backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@BACKBONE
+def test_bfloat16_autocast_reconstructs_nearly_the_same(backbone: str) -> None:
+    model, images = build_model(_config(backbone)), _images()
+    indices = model.encode(images)
+    expected = model.decode(indices)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reconstruction = model(images)
+        narrow = model.decode(indices)
+    assert reconstruction.quantized.codes.dtype == torch.float32
+    assert ((narrow - expected).norm() / expected.norm()).item() < 0.05
+    assert (reconstruction.quantized.indices == indices.flatten(1)).float().mean() > 0.8
+
+
+@BACKBONE
+def test_the_seed_settles_every_weight(backbone: str) -> None:
+    def weights(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        return build_model(_config(backbone)).state_dict()
+
+    first, again, other = weights(3), weights(3), weights(4)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@BACKBONE
+def test_a_copy_and_a_state_dict_give_the_same_model(backbone: str) -> None:
+    model, images = build_model(_config(backbone)), _images()
+    loaded = build_model(_config(backbone))
+    loaded.load_state_dict(model.state_dict(), strict=True)
+    expected = model(images).images
+    assert torch.equal(copy.deepcopy(model)(images).images, expected)
+    assert torch.equal(loaded(images).images, expected)
+
+
+@pytest.mark.parametrize(("backbone", "count"), [("convolution", 14), ("attention", 2), ("mamba", 2), ("bimamba", 2)])
+def test_the_blocks_of_both_sides_are_listed(backbone: str, count: int) -> None:
+    assert len(list(build_model(_config(backbone)).blocks())) == count
+
+
+def test_the_final_convolution_starts_without_effect() -> None:
+    model, images = build_model(_config(**{"model.final_convolution": True})), _images()
+    reconstruction = model(images)
+    plain = model.decoder(model.from_code(reconstruction.quantized.codes))
+    torch.testing.assert_close(reconstruction.images, plain)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 1, 32, 32), (3, 32, 32)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    model = build_model(_config())
+    for call in (model, model.encode):
+        with pytest.raises(ShapeError) as error:
+            call(torch.zeros(shape))
+        assert str(error.value) == f"images: must have shape (b, 3, 32, 32), but got {shape}"
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (torch.zeros(1, 16, dtype=torch.int64), "indices: must have shape (b, 4, 4), but got (1, 16)"),
+        (torch.zeros(1, 4, 4), "indices: must be whole numbers, but got torch.float32"),
+        (torch.arange(49, 65).view(1, 4, 4), "indices: must be from 0 to 63, but got 49 to 64"),
+        (torch.arange(-1, 15).view(1, 4, 4), "indices: must be from 0 to 63, but got -1 to 14"),
+    ],
+)
+def test_indices_that_the_model_cannot_decode_are_refused(indices: Tensor, message: str) -> None:
+    with pytest.raises(ShapeError) as error:
+        build_model(_config()).decode(indices)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("model.backbone", "must be one of convolution, attention, mamba, bimamba, but got 'bamba'"),
+        ("quantizer.kind", "must be one of vq, but got 'bamba'"),
+    ],
+)
+def test_unknown_names_are_refused(key: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_model(_config(**{key: "bamba"}))
+    assert str(error.value) == f"{key}: {message}"
+
+
+class _Blend(nn.Module):
+    """A user's own block: every token takes half of the mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (x + x.mean(1, keepdim=True))
+
+
+class _Signs(nn.Module):
+    """A user's own quantizer: one bit for each dimension."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.code_dim, self.codebook_size = 5, 32
+
+    def forward(self, vectors: Tensor) -> Quantized:
+        indices = ((vectors > 0) * 2 ** torch.arange(5)).sum(-1)
+        return Quantized(self.decode(indices) + (vectors - vectors.detach()), indices, {})
+
+    def decode(self, indices: Tensor) -> Tensor:
+        return 2.0 * ((indices[..., None] >> torch.arange(5)) & 1) - 1
+
+
+def test_a_plug_in_brings_its_own_backbone_and_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def block(config: ModelConfig) -> nn.Module:
+        return _Blend()
+
+    backbone: Backbone = patch_backbone(block)
+    monkeypatch.setitem(BACKBONES, "blend", backbone)
+    monkeypatch.setitem(QUANTIZERS, "signs", _Signs)
+    config = _config("blend", **{"quantizer.kind": "signs"})
+    model, images = build_model(config), _images()
+    assert torch.equal(model.decode(model.encode(images)), model(images).images)
+    assert bits_per_image(config) == 16 * math.log2(32)
