@@ -113,7 +113,7 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         _require(self.codebook_size >= 2, "codebook_size", "at least 2", self.codebook_size)
         _require(self.code_dim >= 1, "code_dim", "at least 1", self.code_dim)
-        _require(0 <= self.beta < math.inf, "beta", "at least 0", self.beta)
+        _require(0 <= self.beta < math.inf, "beta", "at least 0 and finite", self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("l1", "l2", "perceptual"):
-            _require(0 <= getattr(self, name) < math.inf, name, "at least 0", getattr(self, name))
+            _require(0 <= getattr(self, name) < math.inf, name, "at least 0 and finite", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class OptimizerConfig:
     """Gradients are scaled to at most this global norm; 0 is off."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, "lr", "above 0", self.lr)
+        _require(0 < self.lr < math.inf, "lr", "above 0 and finite", self.lr)
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         _require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)

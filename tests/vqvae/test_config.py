@@ -1,0 +1,188 @@
+"""The config: what its errors say, and how it is taken apart and put together."""
+
+import ast
+import inspect
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from vqvae import config as module
+from vqvae.config import (
+    PRESETS,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    VqvaeError,
+    fields,
+    from_dict,
+    nest,
+    preset,
+    replace,
+    to_dict,
+)
+
+
+def test_the_defaults_are_the_setting_of_the_article() -> None:
+    config = TrainConfig()
+    assert (config.optimizer.lr, config.optimizer.beta1, config.optimizer.beta2) == (3e-4, 0.9, 0.95)
+    assert (config.optimizer.weight_decay, config.optimizer.warmup_steps) == (0.05, 1024)
+    assert (config.quantizer.codebook_size, config.quantizer.code_dim, config.quantizer.beta) == (16384, 16, 0.25)
+    assert (config.loss.l2, config.loss.perceptual) == (1.0, 0.1)
+    assert (config.batch_size, config.micro_batch) == (16 * 8, 16)
+    assert (config.data.resolution, config.model.patch, config.tokens) == (256, 8, 1024)
+
+
+def test_a_config_survives_json() -> None:
+    config = replace(TrainConfig(), {"rungs": [10, 100], "model.channel_multipliers": [1, 1, 2, 4]})
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert config.rungs == (10, 100)
+
+
+def test_every_field_is_followed_by_its_meaning() -> None:
+    tree = ast.parse(inspect.getsource(module))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")]
+    assert len(classes) == 7
+    parts = {"model", "quantizer", "loss", "optimizer", "data", "evaluation"}
+    for owner in classes:
+        for item, following in zip(owner.body, [*owner.body[1:], None], strict=True):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id not in parts:
+                documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                assert documented, f"{owner.name}.{item.target.id} has no docstring"
+
+
+def test_fields_are_found_by_their_dotted_names() -> None:
+    found = fields()
+    assert found["optimizer.lr"] is float
+    assert found["rungs"] == tuple[int, ...]
+    assert "model" not in found
+    for name in found:
+        assert nest({name: 1}) is not None
+        value: Any = to_dict(TrainConfig())
+        for part in name.split("."):
+            value = value[part]
+
+
+def test_dotted_names_nest() -> None:
+    assert nest({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+
+
+def test_fields_are_replaced_together_before_they_are_checked() -> None:
+    # Either alone would break a rule: 48 is no multiple of patch 32, and 256 none of patch 12.
+    config = replace(TrainConfig(), {"model.patch": 12, "data.resolution": 48})
+    assert config.tokens == 16
+    assert TrainConfig().model.patch == 8
+
+
+def test_whole_numbers_pass_as_floats_and_whole_floats_as_integers() -> None:
+    config = replace(TrainConfig(), {"loss.l2": 2, "steps": 1e4})
+    assert isinstance(config.loss.l2, float)
+    assert config.steps == 10000
+    assert isinstance(config.steps, int)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        (
+            "optimizer.learning_rate",
+            1.0,
+            "unknown field; known are beta1, beta2, clip_norm, decay_fraction, epsilon, "
+            "final_lr_ratio, lr, schedule, warmup_steps, weight_decay",
+        ),
+        ("optimizer.weight_decy", 1.0, "unknown field; did you mean weight_decay?"),
+        ("model", 64, "must be a mapping of fields, but got 64"),
+        ("model.width", "wide", "must be a whole number, but got 'wide'"),
+        ("model.width", 64.5, "must be a whole number, but got 64.5"),
+        ("model.width", True, "must be a whole number, but got True"),
+        ("model.final_convolution", 1, "must be true or false, but got 1"),
+        ("model.backbone", 3, "must be text, but got 3"),
+        ("rungs", 3, "must be a list, but got 3"),
+        ("optimizer.lr", "1e-3", "must be a number, but got '1e-3'"),
+        ("optimizer.lr", math.nan, "must be a number, but got nan"),
+        ("steps", math.inf, "must be a whole number, but got inf"),
+        ("model.width", 0, "must be at least 1, but got 0"),
+        ("model.overlap", 2.5, "must be from 0 to 2, but got 2.5"),
+        (
+            "model.overlap",
+            0.1,
+            "must be such that patch x overlap is an even number of pixels (patch is 8), but got 0.1",
+        ),
+        ("model.channel_multipliers", (1, 0), "must be at least 1 each, but got (1, 0)"),
+        ("quantizer.codebook_size", 1, "must be at least 2, but got 1"),
+        ("quantizer.beta", -0.1, "must be at least 0 and finite, but got -0.1"),
+        ("quantizer.beta", math.inf, "must be at least 0 and finite, but got inf"),
+        ("loss.perceptual", -1.0, "must be at least 0 and finite, but got -1.0"),
+        ("optimizer.lr", 0, "must be above 0 and finite, but got 0.0"),
+        ("optimizer.beta2", 1.0, "must be from 0 to below 1, but got 1.0"),
+        ("optimizer.schedule", "linear", "must be one of cosine, wsd, constant, but got 'linear'"),
+        ("optimizer.decay_fraction", 1.5, "must be from 0 to 1, but got 1.5"),
+        ("data.source", "web", "must be one of photographs, folder, but got 'web'"),
+        ("data.crop_scale", 0.0, "must be above 0 and at most 1, but got 0.0"),
+        ("data.validation_fraction", 1.0, "must be above 0 and below 1, but got 1.0"),
+        (
+            "data.test_fraction",
+            0.95,
+            "must be such that with validation_fraction (0.05) it stays below 1, but got 0.95",
+        ),
+        ("data.resolution", 100, "must be a multiple of model.patch (8), but got 100"),
+        ("evaluation.images", 0, "must be at least 1, but got 0"),
+        ("steps", 0, "must be at least 1, but got 0"),
+        ("rungs", (100, 10), "must be increasing and from 1 to the number of steps (30000), but got (100, 10)"),
+        ("rungs", (0, 10), "must be increasing and from 1 to the number of steps (30000), but got (0, 10)"),
+        ("rungs", (10, 30001), "must be increasing and from 1 to the number of steps (30000), but got (10, 30001)"),
+        ("micro_batch", 10, "must be a divisor of batch_size (128), but got 10"),
+        ("ema_decay", 1.0, "must be from 0 to below 1, but got 1.0"),
+        ("device", "tpu", "must be one of auto, cpu, cuda, but got 'tpu'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_its_dotted_key(key: str, value: object, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(TrainConfig(), {key: value})
+    assert str(error.value) == f"{key}: {problem}"
+    assert error.value.key == key
+    assert isinstance(error.value, VqvaeError)
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(TrainConfig(), {"modle.width": 64})
+    assert str(error.value) == "modle: unknown field; did you mean model?"
+
+
+def test_the_source_folder_needs_a_path() -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(TrainConfig(), {"data.source": "folder"})
+    assert str(error.value) == "data.path: must be the folder of images, since source is folder, but got ''"
+    assert replace(TrainConfig(), {"data.source": "folder", "data.path": "faces"}).data == DataConfig(
+        source="folder", path="faces"
+    )
+
+
+def test_parts_check_themselves() -> None:
+    with pytest.raises(ConfigError) as error:
+        ModelConfig(depth=0)
+    assert str(error.value) == "depth: must be at least 1, but got 0"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_default_training_with_another_model(name: str) -> None:
+    config = preset(name)
+    assert config.model.backbone == name
+    assert replace(config, {f"model.{key}": value for key, value in to_dict(ModelConfig()).items()}) == TrainConfig()
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        preset("resnet")
+    assert str(error.value) == "preset: must be one of convolution, attention, mamba, bimamba, but got 'resnet'"
+
+
+def test_the_config_needs_the_standard_library_alone() -> None:
+    code = "import sys, vqvae.config; print(sorted({'torch', 'numpy', 'ray', 'optuna', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
