@@ -63,7 +63,7 @@ class Parameter:
     def ordered(self) -> bool:
         """Whether this is a choice among numbers, whose order means something."""
         return self.kind == "choice" and all(
-            isinstance(value, (int, float)) and not isinstance(value, bool) for _, value in self.choices
+            isinstance(label, (int, float)) and not isinstance(label, bool) for label in self.labels
         )
 
     def value(self, label: Any) -> Any:
@@ -262,21 +262,22 @@ def _words_of(parameter: Parameter) -> str:
     return f"from {parameter.low:g} to {parameter.high:g}"
 
 
-def distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
-    """Optuna's distribution of a parameter; a choice is over its labels."""
-    from optuna import distributions
+def logarithmic(parameter: Parameter) -> bool:
+    """Whether an ordered choice is searched on a logarithmic scale: positive numbers, the last over 4 x the first."""
+    return bool(min(parameter.labels) > 0 and max(parameter.labels) > 4 * min(parameter.labels))
 
-    if parameter.kind == "choice":
-        return distributions.CategoricalDistribution(parameter.labels)
-    if parameter.kind == "int":
-        return distributions.IntDistribution(
-            int(parameter.low), int(parameter.high), log=parameter.log, step=int(parameter.step or 1)
-        )
-    return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+def snap(parameter: Parameter, value: Any) -> Any:
+    """The label of an ordered choice that is nearest to what a sampler drew from its range."""
+    scale = math.log if logarithmic(parameter) else float
+    return min(parameter.labels, key=lambda label: abs(scale(label) - scale(value)))
 
 
 def suggest(parameters: Sequence[Parameter], trial: optuna.Trial) -> dict[str, Any]:
     """Ask a trial for every parameter whose conditions hold.
+
+    A choice among numbers is stored as a number in a range, so that samplers and plots know its order; the
+    sampler of the study (`search.sampling`) draws nothing but its labels.
 
     Returns:
         Dotted field -> label or number, as the study stores it.
@@ -289,9 +290,21 @@ def suggest(parameters: Sequence[Parameter], trial: optuna.Trial) -> dict[str, A
 
 
 def _suggest(parameter: Parameter, trial: optuna.Trial) -> Any:
-    name, low, high = parameter.name, parameter.low, parameter.high
-    if parameter.kind == "choice":
+    name, low, high, log = parameter.name, parameter.low, parameter.high, parameter.log
+    if parameter.kind == "choice" and not parameter.ordered:
         return trial.suggest_categorical(name, parameter.labels)
-    if parameter.kind == "int":
-        return trial.suggest_int(name, int(low), int(high), log=parameter.log, step=int(parameter.step or 1))
-    return trial.suggest_float(name, low, high, log=parameter.log, step=parameter.step)
+    whole, step = parameter.kind == "int", parameter.step
+    if parameter.ordered:
+        low, high, log, step = min(parameter.labels), max(parameter.labels), logarithmic(parameter), None
+        whole = all(isinstance(label, int) for label in parameter.labels)
+    if whole:
+        return trial.suggest_int(name, int(low), int(high), log=log, step=int(step or 1))
+    return trial.suggest_float(name, low, high, log=log, step=step)
+
+
+def settings(labels: Mapping[str, Any]) -> str:
+    """Parameters in one line: the last part of each name, four digits of each number."""
+    return ", ".join(
+        f"{name.rpartition('.')[2]} {value:.4g}" if isinstance(value, float) else f"{name.rpartition('.')[2]} {value}"
+        for name, value in labels.items()
+    )

@@ -88,6 +88,7 @@ class _File(_Part):
     pruner: Pruner = Pruner()
     resources: Resources = Resources()
     parallel: int | None = Field(default=None, ge=1)
+    retries: int = Field(default=2, ge=0)
     seed: int = Field(default=0, ge=0)
     storage: str | None = None
     output: str | None = None
@@ -103,6 +104,7 @@ class Space:
 
     Attributes:
         study, objective, budget, sampler, pruner, resources, parallel, seed, storage, output: as in the file.
+        retries: how often a trial goes on after it lost its worker.
         base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
         parameters: what is searched, parents of conditions before their children.
         constraints: quantity -> limits.
@@ -117,6 +119,7 @@ class Space:
     pruner: Pruner
     resources: Resources
     parallel: int | None
+    retries: int
     seed: int
     storage: str | None
     output: str | None
@@ -225,6 +228,7 @@ def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> S
         pruner=file.pruner,
         resources=file.resources,
         parallel=file.parallel,
+        retries=file.retries,
         seed=file.seed,
         storage=file.storage,
         output=_absolute_output(file.output, folder),
@@ -338,9 +342,11 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
         raise document.error(
             ("sampler", "kind"), "gp learns from complete trials only, so it needs pruner: {kind: none}"
         )
-    choice = next((p.name for p in space.parameters if p.kind == "choice"), None)
+    choice = next((p.name for p in space.parameters if p.kind == "choice" and not p.ordered), None)
     if space.sampler.kind == "cmaes" and choice:
-        raise document.error(("sampler", "kind"), f"cmaes can't search a choice, and {choice} is one")
+        raise document.error(
+            ("sampler", "kind"), f"cmaes searches numbers only, and {choice} is a choice without order"
+        )
     quantities = ("parameters", "bits_per_image", "tokens", "images_per_s", *metrics)
     for name, limits in space.constraints.items():
         path = ("constraints", name)
@@ -369,6 +375,20 @@ def _possible(space: Space, name: str) -> list[float]:
         if parameter.name == name:
             return [parameter.low, parameter.high] if parameter.kind != "choice" else [v for _, v in parameter.choices]
     return []
+
+
+def violations(limits: Mapping[str, Limits], quantities: Mapping[str, float]) -> dict[str, float]:
+    """Which limits are broken, and by how much: value / limit - 1 (limit / value - 1 for a minimum), above 0."""
+    broken = {}
+    for name, limit in limits.items():
+        if name not in quantities:
+            continue
+        value = quantities[name]
+        if limit.max is not None and value > limit.max:
+            broken[name] = value / limit.max - 1
+        elif limit.min is not None and value < limit.min:
+            broken[name] = limit.min / max(value, 1e-12) - 1
+    return broken
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

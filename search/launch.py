@@ -1,0 +1,219 @@
+"""Runs a search: Ray's `Tuner` with our searcher and scheduler, until the budget is spent or someone stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from search import cluster, output, storage, study
+from search.errors import SpaceError, VqsearchError
+from search.progress import View
+from search.space import Space
+from search.study import OpenStudy
+from vqvae.config import ConfigError, TrainConfig
+
+SHOWN = 10
+"""Unreadable files that are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a launch ended.
+
+    Attributes:
+        signal: number of the signal that stopped it; 0 when the search is over.
+    """
+
+    signal: int = 0
+
+
+def launch(
+    space: Space, *, url: str, root: str, address: str | None = None, wait_for_nodes: bool = False, view: View
+) -> Ended:
+    """Search a space, from its start or from where its study stands.
+
+    Args:
+        space: a checked space file.
+        url: storage URL.
+        root: output root.
+        address: of a Ray cluster; None starts one on this machine.
+        wait_for_nodes: go on though no trial fits yet.
+        view: what the user sees.
+
+    Raises:
+        UserError: what the user can mend; nothing has been started or lost.
+    """
+    store = storage.open_storage(url)
+    check_trainable(space)
+    with cluster.connected(address):
+        capacity = cluster.Capacity(space)
+        parallel = capacity.require(wait_for_nodes)
+        if address is None:
+            prepare_data(space, view)
+        with contextlib.closing(study.create(store, space, output.absolute(root), parallel)) as opened:
+            return _drive(opened, capacity, view)
+
+
+def resume(
+    *,
+    url: str,
+    name: str | None,
+    trials: int | None = None,
+    root: str | None = None,
+    address: str | None = None,
+    wait_for_nodes: bool = False,
+    view: View,
+) -> Ended:
+    """Go on with a study, from its storage alone.
+
+    Args:
+        url: storage URL.
+        name: of the study; None where the storage holds just one.
+        trials: a new total of trials.
+        root: where the output root has moved to.
+        address, wait_for_nodes, view: as in `launch`.
+
+    Raises:
+        UserError: what the user can mend; nothing has been started or lost.
+    """
+    store = storage.open_storage(url, create=False)
+    _, space = study.load(store, name)
+    check_trainable(space)
+    with cluster.connected(address):
+        capacity = cluster.Capacity(space)
+        capacity.require(wait_for_nodes)
+        if address is None:
+            prepare_data(space, view)
+        moved = None if root is None else output.absolute(root)
+        with contextlib.closing(study.resume(store, name, trials, moved)) as opened:
+            return _drive(opened, capacity, view)
+
+
+def check_trainable(space: Space) -> None:
+    """Build the model of every baseline, and of every choice beside the defaults, without allocating it.
+
+    Raises:
+        SpaceError: one can't be built.
+    """
+    measure_config = measure()
+    candidates: list[tuple[str, Mapping[str, Any]]] = [
+        (f"baselines[{index}]", baseline) for index, baseline in enumerate(space.baselines)
+    ]
+    candidates += [
+        (f"search.{p.name}", {p.name: label})
+        for p in space.parameters
+        if p.kind == "choice" and not p.when
+        for label in p.labels
+    ]
+    for where, labels in candidates or [("train", {})]:
+        try:
+            measure_config(space.config(labels))
+        except ConfigError as error:
+            raise SpaceError(f"study {space.study}", f"{where} {dict(labels)}", str(error)) from None
+
+
+def prepare_data(space: Space, view: View) -> None:
+    """Read the images once, so that trials find them decoded; say what was skipped.
+
+    Raises:
+        DataError: no images there.
+    """
+    from vqvae import data
+
+    splits = data.load(space.base.data)
+    view.message(
+        f"{len(splits.train):,} training and {len(splits.validation):,} validation images of "
+        f"{space.base.data.resolution} px"
+    )
+    if splits.skipped:
+        view.message(f"{len(splits.skipped):,} files could not be read and are skipped:")
+        for line in splits.skipped[:SHOWN]:
+            view.message(f"  {line}")
+        if len(splits.skipped) > SHOWN:
+            view.message(f"  and {len(splits.skipped) - SHOWN:,} more")
+
+
+def measure() -> Callable[[TrainConfig], Mapping[str, float]]:
+    """What can be known of a config before any training: parameters, bits per image, tokens."""
+    from vqvae.model import bits_per_image, count_parameters
+
+    @functools.lru_cache(maxsize=4096)
+    def of(config: TrainConfig) -> Mapping[str, float]:
+        return {
+            "parameters": float(count_parameters(config)),
+            "bits_per_image": bits_per_image(config),
+            "tokens": float(config.tokens),
+        }
+
+    return of
+
+
+def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> Ended:
+    """Run Ray's controller in this thread until nothing is left to do."""
+    from ray import tune
+
+    from search import pruning, searcher, trainable
+
+    opened.study.pruner = pruning.build(opened.space)
+    name, drain = cluster.control()
+    need = opened.space.resources
+    tuner = tune.Tuner(
+        tune.with_resources(trainable.run, {"cpu": need.cpus, "gpu": need.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher.StudySearcher(opened, capacity, measure(), name),
+            scheduler=pruning.StudyScheduler(opened),
+            num_samples=-1,
+            max_concurrent_trials=max(opened.space.budget.trials, 1),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="ray", storage_path=f"{opened.output}/{opened.study.study_name}", verbose=0),
+    )
+    try:
+        with view.watching(opened, capacity), _signals(opened, drain, view) as caught:
+            tuner.fit()
+    except Exception as error:  # noqa: BLE001 - Ray wraps what our searcher and scheduler raise
+        raise _ours(error) or error from None
+    finally:
+        # What still flies here was cut off (a second Ctrl-C, an error): the next driver takes it up.
+        for flight in opened.flights.values():
+            opened.put_back(flight.trial)
+    return Ended(signal=caught[0] if caught else 0)
+
+
+def _ours(error: BaseException | None) -> VqsearchError | None:
+    while error is not None and not isinstance(error, VqsearchError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+@contextlib.contextmanager
+def _signals(opened: OpenStudy, drain: Callable[[], None], view: View) -> Iterator[list[int]]:
+    """The first signal drains, a second Ctrl-C ends at once; yields the list of signals caught."""
+    caught: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+        opened.draining = True
+        threading.Thread(target=drain, daemon=True).start()  # No call to Ray inside a signal handler.
+        view.message(
+            f"{signal.Signals(number).name}: running trials save a checkpoint and stop; once more ends at once"
+        )
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    for number in numbers if in_main_thread else ():
+        signal.signal(number, handle)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items() if in_main_thread else ():
+            signal.signal(number, handler)

@@ -1,0 +1,200 @@
+"""One driver per study: a lease held in the storage itself, whatever the storage is.
+
+User attributes know no compare-and-set, but a study's name is unique in every storage. So the n-th lease of a
+study is taken by creating the study ``NAME/lease/n``: of two drivers that try, one gets it. Its attributes say
+who holds it and when it was last heard of. It is removed when it is given back.
+
+The window that remains: a driver that is frozen for longer than `STALE_S` (a suspended laptop, say) loses its
+lease to another one, and may still finish the single write that it was in when it froze.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+
+from search import records
+from search.errors import LeaseError
+
+BEAT_S = 5.0
+STALE_S = 60.0
+
+
+def is_lease(study: str) -> bool:
+    """Whether a study of this name is a lease, to be hidden where studies are listed."""
+    return re.search(r"/lease/\d+$", study) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes:
+        host, pid: where the driver runs.
+        machine: identity of the machine's boot and process namespace, in which `pid` means something.
+        born: the process's start in clock ticks since boot, so that a reused pid is not taken for it.
+        beat: seconds since the epoch at which it was last heard of.
+    """
+
+    host: str
+    pid: int
+    machine: str
+    born: int
+    beat: float
+
+
+class Lease:
+    """A held lease; it beats in a thread until `release`.
+
+    Args:
+        storage: where the study is.
+        name: the study's name.
+
+    Raises:
+        LeaseError: another driver holds it; the message names host and process.
+    """
+
+    def __init__(self, storage: BaseStorage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._prefix = f"{name}/lease/"
+        self.number, self._id = self._acquire()
+        self._over = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Make sure that the lease is still held; called before every write.
+
+        Raises:
+            LeaseError: another driver has taken over.
+        """
+        if self._lost:
+            raise LeaseError(f"{self._name}: another driver has taken over this study, so this one stops writing")
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self._over.set()
+        self._thread.join()
+        if not self._lost:
+            self._storage.delete_study(self._id)
+
+    def _acquire(self) -> tuple[int, int]:
+        holders = self._holders()
+        for holder in holders.values():
+            if _alive(holder) or (not _here(holder) and self._beats(holder)):
+                ago = max(0.0, time.time() - holder.beat)
+                raise LeaseError(
+                    f"{self._name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s "
+                    "ago); stop it first, or wait for it to end"
+                )
+        study_id = self._storage.get_study_id_from_name(self._name)
+        past = int(self._storage.get_study_user_attrs(study_id).get(records.LEASES, 0))
+        number = max([past, *holders]) + 1
+        try:
+            lease = self._storage.create_new_study([StudyDirection.NOT_SET], f"{self._prefix}{number}")
+        except optuna.exceptions.DuplicatedStudyError:
+            raise LeaseError(f"{self._name}: another driver has just started this study") from None
+        self._write(lease)
+        self._storage.set_study_user_attr(study_id, records.LEASES, number)
+        for old in holders:
+            self._delete(f"{self._prefix}{old}")
+        return number, lease
+
+    def _holders(self) -> dict[int, Holder]:
+        found = {}
+        for study in self._storage.get_all_studies():
+            if study.study_name.startswith(self._prefix):
+                attributes = study.user_attrs
+                found[int(study.study_name[len(self._prefix) :])] = Holder(
+                    host=str(attributes.get("host", "a host that did not say its name")),
+                    pid=int(attributes.get("pid", 0)),
+                    machine=str(attributes.get("machine", "")),
+                    born=int(attributes.get("born", 0)),
+                    beat=float(attributes.get("beat", 0.0)),
+                )
+        return found
+
+    def _beats(self, holder: Holder) -> bool:
+        """Whether a driver on another machine is alive: heard of lately, or heard of while we wait."""
+        if abs(time.time() - holder.beat) < STALE_S:
+            return True
+        if time.time() - holder.beat > 3600:
+            return False
+        # Clocks differ between machines; whether the beat moves does not depend on them.
+        time.sleep(2.5 * BEAT_S)
+        return any(other.beat > holder.beat for other in self._holders().values())
+
+    def _write(self, lease: int) -> None:
+        me: dict[str, Any] = {
+            "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid()),
+        }  # fmt: skip
+        for key, value in (me | {"beat": time.time()}).items():
+            self._storage.set_study_user_attr(lease, key, value)
+
+    def _delete(self, name: str) -> None:
+        with contextlib.suppress(KeyError):  # Its holder may give it back in between.
+            self._storage.delete_study(self._storage.get_study_id_from_name(name))
+
+    def _keep(self) -> None:
+        heard = time.monotonic()
+        while not self._over.wait(BEAT_S):
+            try:
+                self._storage.set_study_user_attr(self._id, "beat", time.time())
+                if max(self._holders(), default=0) != self.number:
+                    self._lost = True
+                    return
+                heard = time.monotonic()
+            except KeyError:
+                self._lost = True
+                return
+            except Exception:  # noqa: BLE001 - every storage has errors of its own; the next beat tries again
+                if time.monotonic() - heard > STALE_S:
+                    self._lost = True
+                    return
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    if not boot.exists():
+        return socket.gethostname()
+    return f"{boot.read_text().strip()} {os.readlink(namespace)}"
+
+
+def _born(pid: int) -> int:
+    """Start of a process in clock ticks since boot; 0 where there is none or the system does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _here(holder: Holder) -> bool:
+    return holder.machine == _machine()
+
+
+def _alive(holder: Holder) -> bool:
+    """Whether the holder is a process of this machine that runs."""
+    if not _here(holder):
+        return False
+    if not Path("/proc").is_dir():
+        try:
+            os.kill(holder.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+    return _born(holder.pid) == holder.born != 0

@@ -1,0 +1,216 @@
+"""One model at a time: train a setting by itself, take a trained model out of a study, look at what it does."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from search import output, progress, records, yaml12
+from search.errors import OutputError, StudyError, UserError
+from search.space import Space
+from search.study import trial_of
+from vqvae import config as vqvae_config
+from vqvae.config import ConfigError, TrainConfig
+
+
+def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
+    """The config of a study's trial.
+
+    Raises:
+        StudyError: no such trial, or one that has no parameters yet.
+    """
+    trial = trial_of(study, number)
+    if not trial.params:
+        raise StudyError(f"{study.study_name}: trial {number} is waiting and has no parameters yet")
+    return space.config(trial.params)
+
+
+def read_config(source: str) -> TrainConfig:
+    """A config from a YAML or JSON file, or one of the article's: ``preset:mamba``.
+
+    Raises:
+        UserError: no such file or preset, or fields that do not hold, with file and line.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "preset":
+        return vqvae_config.preset(name)
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: can't be read: {error}") from None
+    document = yaml12.parse(text, source)
+    if not isinstance(document.value, dict):
+        raise UserError(f"{source}: a config is a mapping of fields")
+    try:
+        config: TrainConfig = vqvae_config.from_dict(document.value)
+    except ConfigError as error:
+        raise document.error(error.key.split("."), error.problem) from None
+    return config
+
+
+def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """The config with fields set by ``FIELD=VALUE``.
+
+    Raises:
+        UserError: no such field, or a value that does not hold.
+    """
+    values: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: must be FIELD=VALUE, such as optimizer.lr=1e-3")
+        values[key] = yaml12.scalar(value)
+    return vqvae_config.replace(config, values)
+
+
+def train(config: TrainConfig, target: Path, say: Callable[[str], None]) -> int:
+    """Train one model; its last checkpoint, and at the end the exported model, lie in `target`.
+
+    Args:
+        config: what to train.
+        target: a new folder, or that of the same run, which then goes on.
+        say: takes a line for each report.
+
+    Returns:
+        0, or the number of the signal that stopped it; a second call goes on.
+    """
+    from vqvae import checkpoint
+    from vqvae import train as training
+
+    (target / "checkpoints").mkdir(parents=True, exist_ok=True)
+    last = latest(target)
+    if last is not None:
+        say(f"going on from {last}")
+    caught: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for report in training.train(config, last, lambda: bool(caught)):
+            say(line(report.step, config.steps, report.metrics))
+            folder = target / "checkpoints" / f"step-{report.step:08d}"
+            if report.checkpoint and folder != last:
+                report.checkpoint(folder)
+                if last is not None:
+                    shutil.rmtree(last)
+                last = folder
+            for name, picture in report.pictures.items():
+                write_picture(target / f"{name}.png", picture)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:
+        say(f"stopped; the same command goes on from {last}")
+        return caught[0]
+    assert last is not None
+    model = target / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    checkpoint.save_model(checkpoint.load(last), config, model, {})
+    say(f"the model is in {model}")
+    return 0
+
+
+def latest(target: Path) -> Path | None:
+    """The newest checkpoint of a run's folder."""
+    found = sorted(path for path in (target / "checkpoints").glob("step-*") if (path / "state.json").is_file())
+    return found[-1] if found else None
+
+
+def line(step: int, steps: int, metrics: dict[str, float]) -> str:
+    """One report in a line; what is measured on held-out images comes first."""
+    names = sorted(metrics, key=lambda name: (not name.startswith("val/"), name))
+    return f"step {step}/{steps}  " + "  ".join(f"{name} {metrics[name]:.5g}" for name in names)
+
+
+def export(study: optuna.Study, number: int | None, target: Path) -> str:
+    """Write a trial's model to a folder: weights, config, and a sheet of reconstructions.
+
+    Args:
+        study: where the trial is.
+        number: which one; None for the best.
+        target: a folder that is new or empty.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        StudyError: no such trial, or one without a checkpoint.
+        OutputError: its checkpoint can't be reached.
+    """
+    if number is None:
+        ranked = progress.ranking(study)
+        if not ranked:
+            raise StudyError(f"{study.study_name}: no trial is complete yet; --trial N takes another one")
+        number = ranked[0].number
+    trial = trial_of(study, number)
+    record = records.checkpoint(trial)
+    if record is None:
+        raise StudyError(f"{study.study_name}: trial {number} is {trial.state.name} and has no checkpoint")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"{target}: expected a folder that is new or empty")
+    from vqvae import checkpoint
+
+    with output.fetched(records.output(study), record.folder) as folder:
+        state = checkpoint.read(folder)
+        metrics = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
+        checkpoint.save_model(checkpoint.load(folder), state.config, target, metrics)
+        for picture in folder.glob("*.png"):
+            shutil.copy(picture, target / picture.name)
+    partly = "" if trial.state == TrialState.COMPLETE else f", which is {trial.state.name}, as it was"
+    return f"trial {number}{partly} at step {record.step} -> {target}"
+
+
+def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
+    """Encode and decode pictures: each original beside its reconstruction, as a PNG in a folder.
+
+    Args:
+        model: an exported model.
+        images: pictures of any size; the middle square is taken and resized to the model's resolution.
+        target: folder of the results.
+
+    Returns:
+        A line for each picture, with its PSNR.
+
+    Raises:
+        CheckpointError: no model there.
+        UserError: a picture that can't be read.
+    """
+    import torch
+
+    from vqvae import checkpoint, metrics, pictures
+
+    network = checkpoint.load(model)
+    loaded = []
+    for image in images:
+        try:
+            loaded.append(pictures.fit(pictures.read(image), network.resolution))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{image}: this picture can't be read: {error}") from None
+    target.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for image, picture in zip(images, loaded, strict=True):
+        original = pictures.to_images(picture[None])
+        with torch.inference_mode():
+            decoded = network.decode(network.encode(original))
+        name = target / f"{image.stem}.png"
+        write_picture(name, pictures.sheet(original, decoded))
+        lines.append(f"{image} -> {name}  PSNR {float(metrics.psnr(decoded, original)[0]):.2f} dB")
+    return lines
+
+
+def write_picture(path: Path, picture: Any) -> None:
+    """Save uint8 (h, w, 3) as a PNG."""
+    from PIL import Image
+
+    Image.fromarray(picture).save(path)

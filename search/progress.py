@@ -1,0 +1,277 @@
+"""What people see of a search: the view while it runs, and tables of a study at rest.
+
+In a terminal the view is live (rich); elsewhere it is plain lines. It reads what the driver has in memory and,
+every two seconds, the study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search import records
+from search.parameters import settings
+from search.space import Space
+from search.study import OpenStudy
+
+PLAIN_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a study stands.
+
+    Attributes:
+        counts: state -> number of trials, those refused before training aside.
+        invalid: trials refused before training.
+        total: trials of the budget.
+        best: the best complete trial that keeps the limits.
+        trained_s: wall seconds of training of all trials together.
+        left_s: estimated wall seconds until the budget is spent; None before anything finished.
+    """
+
+    counts: dict[str, int]
+    invalid: int
+    total: int
+    best: FrozenTrial | None
+    trained_s: float
+    left_s: float | None
+
+    @property
+    def done(self) -> int:
+        """Trials that used up the budget."""
+        return sum(self.counts.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
+
+
+def standing(study: optuna.Study, space: Space, running: int = 0) -> Standing:
+    """Where a study stands, from its storage."""
+    trials = study.get_trials(deepcopy=False)
+    valid = [trial for trial in trials if not records.is_invalid(trial)]
+    counts = Counter(trial.state.name for trial in valid)
+    finished = [trial for trial in valid if trial.state.is_finished()]
+    trained = sum(records.seconds(trial) for trial in trials)
+    left = None
+    if finished:
+        rest = max(space.budget.trials - len(finished), 0)
+        left = rest * sum(records.seconds(trial) for trial in finished) / len(finished) / max(running, 1)
+    ranked = ranking(study)
+    return Standing(
+        counts=dict(counts),
+        invalid=len(trials) - len(valid),
+        total=space.budget.trials,
+        best=ranked[0] if ranked else None,
+        trained_s=trained,
+        left_s=left,
+    )
+
+
+def ranking(study: optuna.Study) -> list[FrozenTrial]:
+    """Complete trials that keep the limits, the best first."""
+    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+    complete = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if all(value <= 0 for value in trial.constraints.values())
+    ]
+    return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 10 min, 3 d 4 h."""
+    if seconds is None or not math.isfinite(seconds):
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def summary(study: optuna.Study, space: Space) -> list[str]:
+    """What a study came to, in lines."""
+    now = standing(study, space)
+    states = [f"{now.counts.get(s, 0)} {w}" for s, w in _WORDS.items() if now.counts.get(s, 0)]
+    lines = [f"{study.study_name}: {now.done} of {now.total} trials ({', '.join(states) or 'none yet'})"]
+    if now.invalid:
+        lines.append(f"{now.invalid} trials broke a limit before training")
+    if now.best:
+        lines.append(f"best: trial {now.best.number}, {space.objective.metric} {now.best.value:.5g}")
+        lines.append(f"      {settings(now.best.params)}")
+    return lines
+
+
+_WORDS = {
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
+
+
+class View:
+    """What the user sees of a running search.
+
+    Args:
+        console: where it is shown.
+        quiet: messages only at the end.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console = console
+        self._quiet = quiet
+        self._opened: OpenStudy | None = None
+        self._capacity: Callable[[], int] = lambda: 0
+        self._standing: Standing | None = None
+        self._read = -math.inf
+        self._started = time.monotonic()
+        self._over = threading.Event()
+
+    def message(self, line: str) -> None:
+        """A line above the live view, or a plain line with its time."""
+        if self._quiet:
+            return
+        stamp = datetime.now().strftime("%H:%M:%S")
+        self.console.print(Text(stamp, style="dim"), Text(line), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def watching(self, opened: OpenStudy, capacity: Callable[[], int]) -> Iterator[None]:
+        """Show a search for as long as the context lasts."""
+        self._opened, self._capacity = opened, capacity
+        opened.notify = self.message
+        if self._quiet:
+            yield
+        elif self.console.is_terminal:
+            with Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True):
+                yield
+        else:
+            thread = threading.Thread(target=self._plain, name="view", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                self._over.set()
+                thread.join()
+
+    def render(self) -> RenderableType:
+        """The live view: one line for the search, one for each running trial, one for the best."""
+        opened = self._opened
+        if opened is None:
+            return Text("")
+        now = self._now(opened)
+        return Group(self._bar(now), self._running(opened), self._best(opened, now))
+
+    def _plain(self) -> None:
+        while not self._over.wait(PLAIN_EVERY_S):
+            if self._opened is not None:
+                now = self._now(self._opened)
+                self.message(f"{now.done} of {now.total} trials, {self._states(now)}, {self._left(now)}")
+
+    def _now(self, opened: OpenStudy) -> Standing:
+        if self._standing is None or time.monotonic() - self._read > 2.0:
+            self._standing = standing(opened.study, opened.space, len(opened.flights))
+            self._read = time.monotonic()
+        return self._standing
+
+    def _bar(self, now: Standing) -> RenderableType:
+        width = max(min(self.console.width - 60, 40), 10)
+        filled = round(width * min(now.done / now.total, 1.0))
+        bar = Text("━" * filled, style="green") + Text("━" * (width - filled), style="dim")
+        return Text.assemble(
+            bar, f" {now.done}/{now.total} trials  ", (self._states(now), "dim"), "  ", self._left(now)
+        )
+
+    def _states(self, now: Standing) -> str:
+        words = [f"{now.counts[s]} {_WORDS[s]}" for s in ("COMPLETE", "PRUNED", "FAIL") if now.counts.get(s)]
+        return ", ".join(words) or "none finished"
+
+    def _left(self, now: Standing) -> str:
+        if self._opened is not None and self._opened.draining:
+            return "stopping"
+        return "" if now.left_s is None else f"about {duration(now.left_s)} left"
+
+    def _running(self, opened: OpenStudy) -> RenderableType:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        metric = opened.space.objective.metric
+        for heading in ("trial", "step", metric, "images/s"):
+            table.add_column(heading, justify="right")
+        table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
+        for flight in list(opened.flights.values()):
+            rate = flight.metrics.get("images_per_s")
+            table.add_row(
+                str(flight.trial.number),
+                f"{flight.step}/{opened.space.budget.steps}",
+                number(flight.metrics.get(metric)),
+                "starting" if rate is None else f"{rate:.0f}",
+                settings(flight.labels),
+            )
+        return table
+
+    def _best(self, opened: OpenStudy, now: Standing) -> RenderableType:
+        if now.best is None:
+            return Text("")
+        value = f"{opened.space.objective.metric} {now.best.value:.5g}"
+        return Text.assemble(
+            ("best ", "bold"), f"trial {now.best.number}: {value}  ", (settings(now.best.params), "dim")
+        )
+
+
+def number(value: float | None) -> str:
+    """Five significant digits, a dash for what is not there."""
+    return "-" if value is None else f"{value:.5g}"
+
+
+def best_table(trials: list[FrozenTrial], space: Space) -> Table:
+    """Trials as rows: value, measured metrics, parameters."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    metrics = [name for name in _measured(trials) if name != space.objective.metric]
+    for heading in ("trial", space.objective.metric, *metrics):
+        table.add_column(heading, justify="right")
+    names = [parameter.name for parameter in space.parameters]
+    for name in names:
+        table.add_column(name.rpartition(".")[2])
+    for trial in trials:
+        cells = [number(trial.user_attrs.get(name)) for name in metrics]
+        values: list[Any] = [trial.params.get(name, "-") for name in names]
+        shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        table.add_row(str(trial.number), number(trial.value), *cells, *shown)
+    return table
+
+
+def _measured(trials: list[FrozenTrial]) -> list[str]:
+    return sorted({name for trial in trials for name in trial.user_attrs if name.startswith("val/")})
+
+
+def as_json(trial: FrozenTrial) -> dict[str, Any]:
+    """One trial for programs."""
+    checkpoint = records.checkpoint(trial)
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": trial.value if trial.state == TrialState.COMPLETE else None,
+        "params": trial.params,
+        "metrics": {k: v for k, v in trial.user_attrs.items() if k.startswith("val/") or k == "images_per_s"},
+        "curve": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
+        "constraints": trial.constraints,
+        "reason": records.reason(trial),
+        "checkpoint": None if checkpoint is None else {"step": checkpoint.step, "folder": checkpoint.folder},
+        "seconds": records.seconds(trial),
+    }

@@ -1,0 +1,154 @@
+"""Ray's `TrialScheduler` over the study: writes every point, and stops what is not worth going on.
+
+The order of writes is checkpoint, point, decision, state: after a kill between any two of them the study
+still says where to go on. A rung's decision depends on the points in the storage alone, so it can be made again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from search import records
+from search.errors import SearchError
+from search.space import Space, violations
+from search.study import Flight, OpenStudy, Outcome
+
+
+class RungPruner(BasePruner):
+    """Asynchronous successive halving (ASHA, Li et al. 2020) at fixed rungs.
+
+    A trial goes on if its value at the rung is among the best 1 / reduction_factor of all values there so far
+    (the best one always goes on). Optuna's SuccessiveHalvingPruner decides alike, but keeps its rungs in
+    hidden attributes which it writes before anyone acts on them, so that a killed driver could not ask again.
+
+    Args:
+        rungs: steps at which trials are compared.
+        reduction_factor: one trial in so many goes on.
+    """
+
+    def __init__(self, rungs: Sequence[int], reduction_factor: int) -> None:
+        self._rungs = frozenset(rungs)
+        self._reduction_factor = reduction_factor
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is to stop at the rung of its last point; False between rungs."""
+        step = trial.last_step
+        if step is None or step not in self._rungs:
+            return False
+        sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+        values = {
+            other.number: sign * other.intermediate_values[step]
+            for other in study.get_trials(deepcopy=False)
+            if step in other.intermediate_values
+        } | {trial.number: sign * trial.intermediate_values[step]}
+        ranked = sorted(values.values())
+        last_to_go_on = max(len(ranked) // self._reduction_factor, 1) - 1
+        return values[trial.number] > ranked[last_to_go_on]
+
+
+def build(space: Space) -> BasePruner:
+    """The pruner of a space."""
+    if space.pruner.kind == "asha":
+        return RungPruner(space.rungs, space.pruner.reduction_factor)
+    return MedianPruner() if space.pruner.kind == "median" else NopPruner()
+
+
+class StudyScheduler(FIFOScheduler):
+    """Reports to the study and asks its pruner.
+
+    Args:
+        opened: the study; left out when Ray pickles its experiment.
+    """
+
+    def __init__(self, opened: OpenStudy) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._opened = opened
+
+    def on_trial_result(self, _controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
+        """Write what the worker reported; stop the trial once it is clear how it ends."""
+        flight = self._opened.flights.get(trial.trial_id)
+        if flight is None or flight.outcome is not None:
+            return str(TrialScheduler.STOP)
+        self._opened.lease.check()
+        flight.outcome = take(self._opened, flight, result)
+        return str(TrialScheduler.STOP if flight.outcome else TrialScheduler.CONTINUE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome | None:
+    """Write one report of a worker.
+
+    Args:
+        opened: the study.
+        flight: the trial.
+        report: keys of `search.trainable`: step, metrics, checkpoint, evaluated, ended, reason.
+
+    Returns:
+        How the trial ends, None if it goes on.
+
+    Raises:
+        SearchError: the trainer skipped a rung, so that trials could not be compared.
+    """
+    if report["ended"] not in ("", "stopped"):
+        return _ended(report["ended"], report["reason"])
+    trial, step = flight.trial, int(report["step"])
+    metrics = {name: float(value) for name, value in report["metrics"]}
+    flight.step, flight.metrics = step, flight.metrics | metrics
+    if report["checkpoint"]:
+        record = records.CheckpointRecord(step=step, folder=report["checkpoint"], metrics=flight.metrics)
+        records.set_checkpoint(trial, record)
+    if report["ended"] == "stopped":
+        return Outcome(state=TrialState.WAITING)
+    return _evaluated(opened, flight, step, metrics) if report["evaluated"] else None
+
+
+def _ended(how: str, reason: str) -> Outcome:
+    if how == "diverged":
+        # Without the constraint TPE takes a trial that diverged late for a good one: it got far.
+        return Outcome(state=TrialState.PRUNED, reason=reason, constraints={"diverged": 1.0})
+    if how == "out of memory":
+        return Outcome(state=TrialState.PRUNED, reason=reason, constraints={"memory": 1.0})
+    return Outcome(state=TrialState.FAIL, reason=reason)
+
+
+def _evaluated(opened: OpenStudy, flight: Flight, step: int, metrics: dict[str, float]) -> Outcome | None:
+    space, trial = opened.space, flight.trial
+    metric = space.objective.metric
+    if metric not in metrics:
+        raise SearchError(f"trial {trial.number}: the trainer did not measure {metric}, the objective, at step {step}")
+    if not math.isfinite(metrics[metric]):
+        return _ended("diverged", f"{metric} became {metrics[metric]} at step {step}")
+    known = opened.frozen(trial)
+    skipped = [rung for rung in space.rungs if rung < step and rung not in known.intermediate_values]
+    if skipped:
+        raise SearchError(f"trial {trial.number}: the trainer skipped the rung at step {skipped[0]} and is at {step}")
+    if step not in known.intermediate_values:
+        trial.report(metrics[metric], step)
+    broken = violations(space.constraints, metrics)
+    if broken:
+        words = ", ".join(f"{name} is {metrics[name]:.6g}" for name in broken)
+        return Outcome(state=TrialState.PRUNED, reason=f"{words}: outside constraints", constraints=broken)
+    if step == space.budget.steps:
+        return Outcome(state=TrialState.COMPLETE)
+    if step in space.rungs and _decide(trial, known, step) == "prune":
+        return Outcome(state=TrialState.PRUNED, reason=f"{metric} {metrics[metric]:.5g} is not among the best there")
+    return None
+
+
+def _decide(trial: optuna.Trial, known: FrozenTrial, step: int) -> str:
+    made = records.decision(known, step)
+    if made is None:
+        made = "prune" if trial.should_prune() else "continue"
+        records.set_decision(trial, step, made)
+    return made

@@ -1,0 +1,207 @@
+"""Ray's `Searcher` over the study: asks for the next trial, tells how each one ended.
+
+Ray asks whenever it has a free slot; the answer counts the budget in the storage, so a search may stop and go
+on at any point. Only this module and `pruning` write states of trials.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from search import parameters, records
+from search.parameters import settings
+from search.space import violations
+from search.study import Flight, OpenStudy, Outcome
+from vqvae.config import ConfigError, TrainConfig, to_dict
+
+INVALID_PER_TRIAL = 10
+"""Trials refused before training, as a multiple of the budget, after which the search gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a worker is told to do: text and numbers only, no storage, no secret.
+
+    Attributes:
+        number: of the trial.
+        study: its name, and with `root` the place of checkpoints.
+        root: output root.
+        checkpoint: folder to go on from, relative to the root.
+        config: a TrainConfig as JSON: Ray flattens dictionaries into every result.
+        gpus: share of a GPU.
+        control: name of the actor that tells workers to drain.
+    """
+
+    number: int
+    study: str
+    root: str
+    checkpoint: str | None
+    config: str
+    gpus: float
+    control: str
+
+
+class StudySearcher(Searcher):
+    """Hands out the trials of a study.
+
+    Args:
+        opened: the study; left out when Ray pickles its experiment, so that no URL gets into the output root.
+        capacity: trials that the cluster can run at once, now.
+        measure: quantities known before training (parameters, bits_per_image, tokens) of a config.
+        control: name of the actor that tells workers to drain.
+    """
+
+    def __init__(
+        self,
+        opened: OpenStudy,
+        capacity: Callable[[], int],
+        measure: Callable[[TrainConfig], Mapping[str, float]],
+        control: str,
+    ) -> None:
+        super().__init__(metric=None, mode=None)  # Ray would insist on the metric in every light report.
+        self._opened = opened
+        self._capacity = capacity
+        self._measure = measure
+        self._control = control
+        self._stop_asking = False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next trial, None while there is nothing to start now, FINISHED when nothing will come any more."""
+        opened = self._opened
+        opened.lease.check()
+        if self._over():
+            return None if opened.flights else self.FINISHED
+        if len(opened.flights) >= self._capacity():
+            return None
+        flight = self._take_off()
+        if flight is None:
+            self._stop_asking = True
+            return None if opened.flights else self.FINISHED
+        opened.flights[trial_id] = flight
+        return asdict(self._assignment(flight))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Points are written by the scheduler, which Ray calls first."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
+        """Tell the study how the trial ended."""
+        flight = self._opened.flights.pop(trial_id, None)
+        if flight is None:
+            return
+        outcome = flight.outcome or _lost(self._opened, flight)
+        self._opened.lease.check()
+        tell(self._opened, flight, outcome)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study in the storage is the only state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study in the storage is the only state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def _over(self) -> bool:
+        opened = self._opened
+        if opened.draining or self._stop_asking:
+            return True
+        finished = sum(records.counts(trial) for trial in opened.trials())
+        if finished + len(opened.flights) >= opened.space.budget.trials:
+            return True
+        hours = opened.space.budget.hours
+        return hours is not None and opened.hours() >= hours
+
+    def _take_off(self) -> Flight | None:
+        """The next trial that keeps the limits; None when too many did not."""
+        opened = self._opened
+        most = INVALID_PER_TRIAL * opened.space.budget.trials
+        while sum(records.is_invalid(trial) for trial in opened.trials()) < most:
+            trial = opened.study.ask()
+            flight = Flight(
+                trial=trial,
+                labels=parameters.suggest(opened.space.parameters, trial),
+                started=time.monotonic(),
+                before=records.seconds(opened.frozen(trial)),
+            )
+            violated = self._violations(flight)
+            if not violated:
+                return flight
+            records.set_invalid(trial)
+            tell(opened, flight, violated)
+        opened.notify(f"{most} trials broke a limit before any training; the search ends: widen constraints or search")
+        return None
+
+    def _violations(self, flight: Flight) -> Outcome | None:
+        try:
+            quantities = self._measure(self._opened.space.config(flight.labels))
+        except ConfigError as error:
+            return Outcome(state=TrialState.PRUNED, reason=str(error), constraints={"valid": 1.0})
+        broken = violations(self._opened.space.constraints, quantities)
+        if not broken:
+            return None
+        return Outcome(state=TrialState.PRUNED, reason=_limits(broken, quantities), constraints=broken)
+
+    def _assignment(self, flight: Flight) -> Assignment:
+        opened = self._opened
+        frozen: FrozenTrial = opened.frozen(flight.trial)
+        checkpoint = records.checkpoint(frozen)
+        flight.step = checkpoint.step if checkpoint else 0
+        verb = f"goes on at step {flight.step}" if checkpoint else "starts"
+        opened.notify(f"trial {frozen.number} {verb}: {settings(flight.labels)}")
+        return Assignment(
+            number=frozen.number,
+            study=opened.study.study_name,
+            root=opened.output,
+            checkpoint=checkpoint.folder if checkpoint else None,
+            config=json.dumps(to_dict(opened.space.config(flight.labels))),
+            gpus=opened.space.resources.gpus,
+            control=self._control,
+        )
+
+
+def tell(opened: OpenStudy, flight: Flight, outcome: Outcome) -> None:
+    """Write how a trial ended: time and reason first, the state last."""
+    trial, number = flight.trial, flight.trial.number
+    records.set_seconds(trial, flight.before + time.monotonic() - flight.started)
+    if outcome.state == TrialState.WAITING:
+        opened.put_back(trial)
+        opened.notify(f"trial {number} is handed back at step {flight.step}{_because(outcome)}")
+        return
+    for name, value in outcome.constraints.items():
+        trial.set_constraint(name, value)
+    records.set_metrics(trial, flight.metrics)
+    if outcome.reason:
+        records.set_reason(trial, outcome.reason)
+    metric = opened.space.objective.metric
+    if outcome.state == TrialState.COMPLETE:
+        opened.study.tell(trial, flight.metrics[metric])
+        opened.notify(f"trial {number} is complete: {metric} {flight.metrics[metric]:.5g}")
+    else:
+        opened.study.tell(trial, state=outcome.state)
+        verb = "failed" if outcome.state == TrialState.FAIL else "is pruned"
+        opened.notify(f"trial {number} {verb} at step {flight.step}{_because(outcome)}")
+
+
+def _lost(opened: OpenStudy, flight: Flight) -> Outcome:
+    """A trial whose worker ended without a word: it goes on elsewhere, up to `retries` times."""
+    retries = records.retries(opened.frozen(flight.trial))
+    if retries >= opened.space.retries:
+        return Outcome(state=TrialState.FAIL, reason=f"lost its worker {retries + 1} times")
+    records.set_retries(flight.trial, retries + 1)
+    return Outcome(state=TrialState.WAITING, reason="its worker was lost")
+
+
+def _because(outcome: Outcome) -> str:
+    lines = outcome.reason.strip().splitlines()
+    return f": {lines[-1]}" if lines else ""
+
+
+def _limits(broken: Mapping[str, float], quantities: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} is {quantities[name]:,.6g}" for name in broken) + ": outside constraints"

@@ -1,0 +1,267 @@
+"""The study in the storage: opened, created, resumed; what it still owes; what it left behind.
+
+Everything a search needs to go on is here and nowhere else. A driver holds an `OpenStudy`; readers use
+`load` and `studies`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search import output, records, sampling, space
+from search.errors import StudyError
+from search.lease import Lease, is_lease
+from search.space import Space
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # The search speaks for itself.
+
+OPERATIONAL = ("budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus")
+"""Keys that change how long and where a search runs, but no trial: they may differ when it goes on."""
+
+
+@dataclass(kw_only=True)
+class Flight:
+    """A trial that is running now.
+
+    Attributes:
+        trial: Optuna's handle.
+        labels: its parameters as stored.
+        started: `time.monotonic()` when this driver took it up.
+        before: wall seconds it had trained before that.
+        step: optimizer steps done, as last reported.
+        metrics: as last reported.
+        outcome: how it ends, once that is known.
+    """
+
+    trial: optuna.Trial
+    labels: Mapping[str, Any]
+    started: float
+    before: float
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ends.
+
+    Attributes:
+        state: COMPLETE, PRUNED, FAIL, or WAITING for one that will go on later.
+        reason: one line (or a traceback), "" for COMPLETE.
+        constraints: violated constraint -> by how much, above 0.
+    """
+
+    state: TrialState
+    reason: str = ""
+    constraints: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class OpenStudy:
+    """A study with its driver's lease, and what is in flight.
+
+    Attributes:
+        study: Optuna's study, with our sampler.
+        space: what is searched.
+        output: output root.
+        lease: proof that this driver is the only one.
+        flights: Ray's trial id -> what is running.
+        draining: no trial starts any more, and those that run are handed back.
+        notify: takes a line for people, about one trial or the search as a whole.
+    """
+
+    study: optuna.Study
+    space: Space
+    output: str
+    lease: Lease
+    flights: dict[str, Flight] = field(default_factory=dict)
+    draining: bool = False
+    notify: Callable[[str], None] = lambda _line: None
+    opened: float = field(default_factory=time.monotonic)
+    hours_before: float = 0.0
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials as the storage has them now; not to be changed."""
+        return self.study.get_trials(deepcopy=False)
+
+    def frozen(self, trial: optuna.Trial) -> FrozenTrial:
+        """One trial as the storage has it now."""
+        return self.study._storage.get_trial(trial._trial_id)
+
+    def hours(self) -> float:
+        """Wall hours of all drivers, this one included."""
+        return self.hours_before + (time.monotonic() - self.opened) / 3600
+
+    def put_back(self, trial: optuna.Trial | FrozenTrial) -> None:
+        """RUNNING to WAITING: the same number goes on later, with its parameters, curve and checkpoint."""
+        self.study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
+
+    def close(self) -> None:
+        """Write what was spent and give the lease back."""
+        records.set_hours(self.study, self.hours())
+        self.lease.release()
+
+
+def studies(storage: BaseStorage) -> list[str]:
+    """Names of the searches in a storage: those of vqsearch, leases aside."""
+    return sorted(
+        summary.study_name
+        for summary in storage.get_all_studies()
+        if not is_lease(summary.study_name) and records.SPACE in summary.user_attrs
+    )
+
+
+def load(storage: BaseStorage, name: str | None) -> tuple[optuna.Study, Space]:
+    """A study to look at.
+
+    Args:
+        storage: where it is.
+        name: its name; None where the storage holds just one.
+
+    Raises:
+        StudyError: no such study, several to choose from, or one of other software.
+    """
+    known = studies(storage)
+    listed = f"; it holds {', '.join(known)}" if known else "; it holds no search of vqsearch"
+    if name is None:
+        if len(known) != 1:
+            raise StudyError(f"--study is needed, since the storage does not hold exactly one search{listed}")
+        name = known[0]
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        raise StudyError(f"{name}: no such study in the storage{listed}") from None
+    stored = records.space(study)
+    if stored is None:
+        raise StudyError(f"{name}: this study was not made by vqsearch, so nothing can be said of it{listed}")
+    return study, space.parse(stored, f"study {name}")
+
+
+def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
+    """One trial by its number.
+
+    Raises:
+        StudyError: no such trial, with the numbers there are.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        there = f"from 0 to {len(trials) - 1}" if trials else "none yet"
+        raise StudyError(f"{study.study_name}: no trial {number}; the numbers go {there}")
+    return trials[number]
+
+
+def create(storage: BaseStorage, wanted: Space, root: str, parallel: int) -> OpenStudy:
+    """Open the study of a space file: a new one, or the one of this name if it searches the same.
+
+    Args:
+        storage: where it is to be.
+        wanted: the space.
+        root: output root, absolute.
+        parallel: trials that can run at once, for the number of quasi-random trials of a new study.
+
+    Raises:
+        StudyError: the name is taken by another search; the message shows the difference and the ways on.
+        LeaseError: another driver runs it.
+        OutputError: the output root can't be written.
+    """
+    known = {summary.study_name: summary for summary in storage.get_all_studies()}
+    if wanted.study in known and records.SPACE in known[wanted.study].user_attrs:
+        study, stored = load(storage, wanted.study)
+        _refuse_a_change(stored, wanted)
+        return _open(storage, study, wanted, records.output(study))
+    output.check(root)
+    if wanted.study not in known:
+        with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # The lease decides between two drivers.
+            storage.create_new_study([StudyDirection[wanted.objective.direction.upper()]], wanted.study)
+    study = optuna.load_study(study_name=wanted.study, storage=storage)
+    if study.get_trials(deepcopy=False):
+        raise StudyError(f"{wanted.study}: this study was not made by vqsearch; choose another name with --study")
+    records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), versions())
+    return _open(storage, study, wanted, root)
+
+
+def resume(storage: BaseStorage, name: str | None, trials: int | None = None, root: str | None = None) -> OpenStudy:
+    """Open a study to go on with it, from the storage alone.
+
+    Args:
+        storage: where it is.
+        name: its name; None where the storage holds just one.
+        trials: a new total of trials.
+        root: a new place of the output root, where it has moved.
+
+    Raises:
+        StudyError: no such study.
+        LeaseError: another driver runs it.
+        OutputError: the output root can't be written.
+    """
+    study, stored = load(storage, name)
+    if trials is not None:
+        values = dict(stored.source)
+        values["budget"] = {**values["budget"], "trials": trials}
+        stored = space.parse(values, f"study {study.study_name}")
+    return _open(storage, study, stored, root or records.output(study))
+
+
+def _open(storage: BaseStorage, study: optuna.Study, stored: Space, root: str) -> OpenStudy:
+    output.check(root)
+    lease = Lease(storage, study.study_name)
+    try:
+        study.sampler = sampling.build(stored, records.startup(study))
+        if root != records.output(study):
+            records.set_output(study, root)
+        if records.space(study) != stored.source:
+            records.create(study, stored.source, root, records.startup(study), versions())
+        opened = OpenStudy(study=study, space=stored, output=root, lease=lease, hours_before=records.hours(study))
+        for baseline in stored.baselines:
+            study.enqueue_trial(dict(baseline), skip_if_exists=True)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            _settle(opened, trial)
+    except BaseException:
+        lease.release()
+        raise
+    return opened
+
+
+def _settle(opened: OpenStudy, trial: FrozenTrial) -> None:
+    """Finish what a killed driver had written but for the state; all else goes back to WAITING."""
+    last = trial.last_step
+    checkpoint = records.checkpoint(trial)
+    if last is not None and checkpoint is not None:
+        handle = optuna.trial.Trial(opened.study, trial._trial_id)
+        records.set_metrics(handle, checkpoint.metrics)
+    if last == opened.space.budget.steps:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened.study.tell(trial.number, trial.intermediate_values[last])
+    elif last is not None and records.decision(trial, last) == "prune":
+        opened.study.tell(trial.number, state=TrialState.PRUNED)
+    else:
+        opened.put_back(trial)
+
+
+def _refuse_a_change(stored: Space, wanted: Space) -> None:
+    lines = [line for line in space.difference(stored.source, wanted.source) if line.split(":")[0] not in OPERATIONAL]
+    if lines:
+        raise StudyError(
+            f"{wanted.study}: the storage holds a study of this name that searches something else:\n  "
+            + "\n  ".join(lines)
+            + f"\nGive the new search another name (--study NAME), or go on with the old one (vqsearch resume --study "
+            f"{wanted.study})."
+        )
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {name: importlib.metadata.version(name) for name in ("vqsearch", "torch", "optuna", "ray")}

@@ -1,0 +1,107 @@
+"""What runs on a Ray worker: iterate the trainer, report each step it tells of."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from search import output
+from search.searcher import Assignment
+
+
+def run(config: dict[str, Any]) -> None:
+    """One trial.
+
+    Args:
+        config: the fields of an `Assignment`.
+
+    Reports:
+        step, metrics, evaluated; checkpoint (its folder below the output root, or None);
+        ended ("", stopped, diverged, out of memory or error) and reason.
+    """
+    from vqvae import config as vqvae_config
+    from vqvae.train import Diverged, OutOfMemory, train
+
+    assignment = Assignment(**config)
+    _share_the_gpu(assignment.gpus)
+    stop = _stop_flag(assignment.control)
+    try:
+        with _start_from(assignment) as resume:
+            for progress in train(vqvae_config.from_dict(json.loads(assignment.config)), resume, stop):
+                folder = output.folder_of(assignment.study, assignment.number, progress.step)
+                if progress.checkpoint and folder != assignment.checkpoint:
+                    output.save(assignment.root, folder, _writer(progress))
+                report(
+                    step=progress.step,
+                    metrics=dict(progress.metrics),
+                    evaluated=progress.evaluated,
+                    checkpoint=folder if progress.checkpoint else None,
+                    ended="stopped" if progress.stopped else "",
+                )
+    except Diverged as error:
+        report(ended="diverged", reason=str(error))
+    except OutOfMemory as error:
+        report(ended="out of memory", reason=str(error))
+    except Exception:  # noqa: BLE001 - the edge of a trial: whatever it was becomes a FAIL with its traceback
+        report(ended="error", reason=traceback.format_exc())
+
+
+def report(
+    *,
+    step: int = 0,
+    metrics: dict[str, float] | None = None,
+    evaluated: bool = False,
+    checkpoint: str | None = None,
+    ended: str = "",
+    reason: str = "",
+) -> None:
+    """Send one report to the driver, with every key that `search.pruning.take` reads."""
+    tune.report(
+        {
+            "step": step,
+            "metrics": list((metrics or {}).items()),  # Ray would flatten a dictionary.
+            "evaluated": evaluated,
+            "checkpoint": checkpoint,
+            "ended": ended,
+            "reason": reason,
+        }
+    )
+
+
+def _start_from(assignment: Assignment) -> contextlib.AbstractContextManager[Path | None]:
+    if assignment.checkpoint is None:
+        return contextlib.nullcontext()
+    return output.fetched(assignment.root, assignment.checkpoint)
+
+
+def _writer(progress: Any) -> Callable[[Path], None]:
+    from PIL import Image
+
+    def write(folder: Path) -> None:
+        progress.checkpoint(folder)
+        for name, picture in progress.pictures.items():
+            Image.fromarray(picture).save(folder / f"{name}.png")
+
+    return write
+
+
+def _share_the_gpu(gpus: float) -> None:
+    """Ray's fractions are bookkeeping: without this, one trial's hunger is another one's out-of-memory."""
+    import torch
+
+    if 0 < gpus < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpus)
+
+
+def _stop_flag(control: str) -> Callable[[], bool]:
+    """True once the driver drains, or is gone; asked between steps, so it costs microseconds."""
+    actor: Any = ray.get_actor(control)
+    drained = actor.drained.remote()
+    return lambda: bool(ray.wait([drained], timeout=0)[0])
