@@ -72,7 +72,7 @@ def read(folder: Path) -> TrainingState:
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
     """
-    values = _read_json(folder, "state.json")
+    values = _read_json(folder, "state.json", "step", "config", "progress")
     tensors = {name: _read_tensors(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
     config = _config(values, folder / "state.json")
     return TrainingState(step=values["step"], config=config, progress=values["progress"], **tensors)
@@ -103,7 +103,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
     config_file, weights_file = ("config.json", "weights.safetensors")
     if not (folder / config_file).exists() and (folder / "state.json").exists():
         config_file, weights_file = ("state.json", "ema.safetensors")
-    config = _config(_read_json(folder, config_file), folder / config_file)
+    config = _config(_read_json(folder, config_file, "config"), folder / config_file)
     weights = _read_tensors(folder / weights_file)
     with torch.random.fork_rng(devices=[]):
         model = build_model(config)
@@ -160,7 +160,7 @@ def _write_json(values: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps({"format": FORMAT, "versions": versions, **values}, indent=2) + "\n")
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def _read_json(folder: Path, name: str, *keys: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; expected a model or a checkpoint of vqsearch")
     path = folder / name
@@ -173,6 +173,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path}: format is {found!r}; expected {FORMAT!r}")
+    for key in keys:
+        if key not in values:
+            raise CheckpointError(f"{path}: damaged: no {key} in it")
     return values
 
 
