@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae.pictures import to_images
@@ -39,13 +38,10 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     """
     x, y = _unit(images).double(), _unit(references).double()
     size = min(11, (min(x.shape[-2:]) - 1) // 2 * 2 + 1)
-    places = torch.arange(size, device=x.device, dtype=x.dtype) - size // 2
-    window = torch.exp(-places.square() / (2 * 1.5**2))
-    window /= window.sum()
+    rows, columns = (_band(side, size).to(x) for side in x.shape[-2:])
 
     def local_mean(z: Tensor) -> Tensor:
-        kernel = window.expand(z.shape[1], 1, 1, size)
-        return F.conv2d(F.conv2d(z, kernel, groups=z.shape[1]), kernel.mT, groups=z.shape[1])
+        return rows @ z @ columns.mT
 
     mean_x, mean_y = local_mean(x), local_mean(y)
     variance_x = local_mean(x * x) - mean_x.square()
@@ -55,6 +51,14 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).mean((1, 2, 3)).float()
+
+
+def _band(side: int, size: int) -> Tensor:
+    """A Gaussian window (sigma 1.5) as a matrix: (side - size + 1, side), a shifted copy of it in each row."""
+    window = torch.exp(-(torch.arange(size, dtype=torch.float64) - size // 2).square() / (2 * 1.5**2))
+    places = torch.arange(side - size + 1)[:, None] + torch.arange(size)
+    band = torch.zeros(len(places), side, dtype=torch.float64)
+    return band.scatter_(1, places, (window / window.sum()).expand(places.shape))
 
 
 def l1(images: Tensor, references: Tensor) -> Tensor:

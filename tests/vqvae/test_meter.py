@@ -1,0 +1,49 @@
+import time
+
+import pytest
+import torch
+
+from vqvae.meter import Meter
+
+
+def step(meter, value, seconds=0.0):
+    meter.start()
+    time.sleep(seconds)
+    meter.add({"l1": torch.tensor(value), "loss": torch.tensor(2 * value)})
+
+
+def test_each_step_is_read_once_and_means_go_on_until_reset():
+    meter = Meter()
+    step(meter, 1.0)
+    step(meter, 2.0)
+    assert meter.read() == [{"l1": 1, "loss": 2}, {"l1": 2, "loss": 4}]
+    assert meter.read() == []
+    step(meter, 6.0)
+    assert meter.read() == [{"l1": 6, "loss": 12}]
+    assert meter.means() == {"l1": 3, "loss": 6}
+    meter.reset()
+    assert meter.means() == {}
+
+
+def test_means_do_not_depend_on_when_they_are_read():
+    often, seldom = Meter(), Meter()
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist()
+    for value in values:
+        step(often, value)
+        step(seldom, value)
+        often.read()
+    seldom.read()
+    assert often.means() == seldom.means()
+
+
+def test_the_rate_leaves_out_the_first_stretch_and_the_time_between_stretches():
+    meter = Meter()
+    assert meter.steps_per_s() == 0
+    step(meter, 1.0, seconds=0.2)
+    meter.read()
+    assert meter.steps_per_s() == pytest.approx(5, rel=0.3)  # all there is
+    time.sleep(0.2)
+    for _ in range(5):
+        step(meter, 1.0, seconds=0.02)
+    meter.read()
+    assert meter.steps_per_s() == pytest.approx(50, rel=0.3)

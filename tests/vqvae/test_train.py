@@ -1,0 +1,292 @@
+"""The trainer, on models that train in a second.
+
+The golden losses are written anew, after a change that is meant to move them, by
+``python tests/vqvae/test_train.py``.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vqvae import train as trainer
+from vqvae.checkpoint import CheckpointError
+from vqvae.config import ConfigError, TrainConfig, replace
+from vqvae.train import Diverged, train
+
+GOLDEN = Path(__file__).with_name("golden.json")
+BACKBONES = ("convolution", "attention", "mamba", "bimamba")
+VALIDATION = {
+    "psnr",
+    "ssim",
+    "l1",
+    "codebook_usage",
+    "perplexity",
+    "entropy_bits_per_image",
+    "codebook_tokens",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(**settings):
+    """A model of 32-pixel photographs; settings by their dotted names, with __ for the dot."""
+    values = {
+        "model": {"backbone": "attention", "width": 16, "depth": 1, "head_size": 8, "state_size": 8},
+        "quantizer": {"codebook_size": 32, "code_dim": 4},
+        "loss.perceptual": 0.0,
+        "optimizer": {"lr": 2e-3, "warmup_steps": 2},
+        "data.resolution": 32,
+        "evaluation": {"images": 12, "lpips": False},
+        "steps": 6,
+        "batch_size": 8,
+        "micro_batch": 8,
+        "checkpoint_every": 0,
+        "device": "cpu",
+    }
+    return replace(TrainConfig(), values | {key.replace("__", "."): value for key, value in settings.items()})
+
+
+def saved(config, at, folder, **arguments):
+    """The report of step `at`, its checkpoint written."""
+    for progress in train(config, **arguments):
+        if progress.step == at and progress.checkpoint:
+            progress.checkpoint(folder)
+            return progress
+    raise AssertionError(f"no checkpoint at step {at}")
+
+
+def without_rate(metrics):
+    return {name: value for name, value in metrics.items() if name != "images_per_s"}
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".safetensors"}
+
+
+def test_it_evaluates_exactly_at_the_rungs_and_at_the_end():
+    reports = list(train(tiny(rungs=[2, 3], checkpoint_every=4)))
+    assert [report.step for report in reports if report.evaluated] == [2, 3, 6]
+    assert [report.step for report in reports if report.checkpoint] == [2, 3, 4, 6]
+    for report in reports:
+        validation = {name.removeprefix("val/") for name in report.metrics if name.startswith("val/")}
+        assert validation == (VALIDATION if report.evaluated else set())
+        assert {"train/l2", "train/codebook", "train/commitment", "train/loss", "images_per_s"} <= set(report.metrics)
+        assert set(report.pictures) == ({"reconstructions"} if report.evaluated else set())
+    assert reports[-1].pictures["reconstructions"].shape == (2 * 2 * 32, 8 * 32, 3)
+
+
+def test_the_first_step_is_reported_so_that_a_viewer_sees_it_live():
+    assert next(iter(train(tiny()))).step == 1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        saved(tiny(steps=2, seed=seed), 2, tmp_path / name)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(tmp_path, backbone):
+    config = tiny(model__backbone=backbone, rungs=[1], checkpoint_every=3, optimizer__clip_norm=1.0)
+    saved(config, 3, tmp_path / "half")
+    whole = saved(config, 6, tmp_path / "whole")
+    resumed = saved(config, 6, tmp_path / "resumed", resume=tmp_path / "half")
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    assert without_rate(resumed.metrics) == without_rate(whole.metrics)
+
+
+def test_an_evaluation_comes_again_after_a_resume(tmp_path):
+    config = tiny(rungs=[2])
+    before = saved(config, 2, tmp_path / "a")
+    first, *_, last = train(config, resume=tmp_path / "a")
+    assert (first.step, first.evaluated, first.metrics) == (2, True, before.metrics)
+    assert (first.pictures["reconstructions"] == before.pictures["reconstructions"]).all()
+    assert first.checkpoint
+    first_again = saved(config, 2, tmp_path / "b", resume=tmp_path / "a")
+    assert first_again.metrics == before.metrics
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert (last.step, last.evaluated) == (6, True)
+
+
+def test_a_finished_run_only_shows_its_last_evaluation_again(tmp_path):
+    last = saved(tiny(steps=2), 2, tmp_path / "a")
+    (again,) = train(tiny(steps=2), resume=tmp_path / "a")
+    assert (again.step, again.evaluated, again.metrics) == (2, True, last.metrics)
+
+
+def test_a_stopped_run_leaves_a_checkpoint_and_goes_on_as_if_nothing_had_been(tmp_path):
+    config = tiny()
+    asked = iter([False, False, False, True])
+    *_, last = train(config, stop=lambda: next(asked))
+    assert (last.step, last.stopped, last.evaluated) == (3, True, False)
+    saved(config, 6, tmp_path / "whole")
+    asked = iter([False, False, False, True])
+    saved(config, 3, tmp_path / "stopped", stop=lambda: next(asked))
+    reports = list(train(config, resume=tmp_path / "stopped"))
+    assert [reports[0].step, reports[0].evaluated] == [4, False]  # no evaluation was lost, so none comes again
+    saved(config, 6, tmp_path / "resumed", resume=tmp_path / "stopped")
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+
+
+def test_a_run_can_be_stopped_before_its_first_step(tmp_path):
+    (only,) = train(tiny(), stop=lambda: True)
+    assert (only.step, only.stopped, only.metrics) == (0, True, {})
+    saved(tiny(), 0, tmp_path / "a", stop=lambda: True)
+    saved(tiny(), 6, tmp_path / "b", resume=tmp_path / "a")
+    saved(tiny(), 6, tmp_path / "c")
+    assert files(tmp_path / "b") == files(tmp_path / "c")
+
+
+def test_accumulated_micro_batches_equal_the_full_batch(tmp_path):
+    reports = [list(train(tiny(steps=3, micro_batch=size, optimizer__clip_norm=0.1)))[-1] for size in (8, 4, 1)]
+    terms = [{name: value for name, value in each.metrics.items() if name.startswith("train/")} for each in reports]
+    assert terms[1] == pytest.approx(terms[0], rel=1e-4)
+    assert terms[2] == pytest.approx(terms[0], rel=1e-4)
+
+
+def test_clipping_bounds_the_gradient(monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def spy(self):
+        gradients = [parameter.grad for group in self.param_groups for parameter in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    list(train(tiny(steps=2)))
+    list(train(tiny(steps=2, optimizer__clip_norm=0.01)))
+    assert min(norms[:2]) > 0.011
+    assert norms[2:] == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_it_learns():
+    first, *_, last = train(tiny(steps=80, rungs=[1], optimizer__warmup_steps=10))
+    assert last.metrics["val/psnr"] > first.metrics["val/psnr"] + 3
+    assert last.metrics["train/l2"] < first.metrics["train/l2"]
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    list(train(tiny(steps=2)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_random_trunk_never_passes_for_the_real_one():
+    settings = {"evaluation__lpips": True, "evaluation__lpips_trunk": "random", "data__resolution": 64, "steps": 1}
+    *_, last = train(tiny(**settings, evaluation__images=2, loss__perceptual=0.1, loss__lpips_trunk="random"))
+    assert "val/lpips_random" in last.metrics
+    assert "train/lpips_random" in last.metrics
+    assert not {"val/lpips_alex", "train/lpips_vgg"} & set(last.metrics)
+
+
+def test_a_loss_that_is_no_longer_finite_ends_the_run_and_names_step_and_term():
+    with pytest.raises(Diverged) as caught:
+        list(train(tiny(optimizer={"lr": 1e30, "warmup_steps": 1, "weight_decay": 0.0})))
+    error = caught.value
+    assert (error.step, error.term) == (2, "train/l2")
+    expected = "after step 2 of 6, at optimizer.lr 1e+30; expected a finite value"
+    assert str(error) in (f"train/l2 is nan {expected}", f"train/l2 is inf {expected}")
+
+
+def test_a_metric_that_is_not_finite_ends_the_run():
+    with pytest.raises(Diverged) as caught:
+        list(train(tiny(steps=1, optimizer={"lr": 1e30, "warmup_steps": 1, "weight_decay": 0.0})))
+    assert (caught.value.step, caught.value.term) == (1, "val/psnr")
+
+
+def test_only_what_changes_nothing_may_differ_on_resume(tmp_path):
+    saved(tiny(rungs=[2]), 2, tmp_path / "a")
+    free = {"rungs": [2, 4], "evaluation__images": 3, "checkpoint_every": 5, "micro_batch": 4, "compile": "never"}
+    assert [report.step for report in train(tiny(**free), resume=tmp_path / "a") if report.evaluated] == [2, 4, 6]
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_the_names_of_the_fields(tmp_path):
+    saved(tiny(rungs=[2]), 2, tmp_path / "a")
+    with pytest.raises(CheckpointError) as caught:
+        next(train(tiny(steps=8, optimizer__lr=1e-3), resume=tmp_path / "a"))
+    expected = "of another run: optimizer.lr was 0.002, but is 0.001 now; steps was 6, but is 8 now"
+    assert str(caught.value) == f"{tmp_path}/a: {expected}"
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "constant"])
+def test_a_run_can_be_prolonged_where_the_schedule_allows_it(tmp_path, schedule):
+    saved(tiny(rungs=[2], optimizer__schedule=schedule), 2, tmp_path / "a")
+    *_, last = train(tiny(steps=8, optimizer__schedule=schedule), resume=tmp_path / "a")
+    assert last.step == 8
+    with pytest.raises(CheckpointError) as caught:
+        next(train(tiny(steps=1, optimizer__schedule=schedule), resume=tmp_path / "a"))
+    assert str(caught.value) == f"{tmp_path}/a: taken at step 2; expected at most steps, 1"
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    saved(tiny(rungs=[2]), 2, tmp_path / "a")
+    (tmp_path / "a" / "ema.safetensors").write_bytes((tmp_path / "a" / "optimizer.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"/a: does not fit the model that its config builds: "):
+        next(train(tiny(rungs=[2]), resume=tmp_path / "a"))
+
+
+def test_broken_files_of_a_folder_are_told(tmp_path):
+    for index in range(6):
+        Image.new("RGB", (32, 32), (40 * index,) * 3).save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    folder = {"source": "folder", "path": str(tmp_path), "resolution": 32, "cache": str(tmp_path / "cache")}
+    report = next(train(tiny(data=folder)))
+    assert report.skipped == (f"{tmp_path}/broken.png: cannot identify image file",)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+def test_cuda_where_there_is_none_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        next(train(tiny(device="cuda")))
+    assert str(caught.value) == "device: must be cpu or auto, since torch finds no CUDA device, but got 'cuda'"
+
+
+def test_the_device_running_out_of_memory_is_told_with_the_micro_batch(monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exhausted)
+    with pytest.raises(trainer.OutOfMemory) as caught:
+        next(train(tiny()))
+    expected = "out of memory on cpu at a micro-batch of 8 images of 32 pixels; expected a smaller micro_batch or model"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_losses_follow_those_of_the_cpu():
+    *_, cpu = train(tiny(steps=10))
+    *_, cuda = train(tiny(steps=10, device="cuda"))
+    assert cuda.metrics["train/l2"] == pytest.approx(cpu.metrics["train/l2"], rel=0.05)
+
+
+def first_losses(backbone):
+    config = tiny(model__backbone=backbone, rungs=[1, 2, 3, 4], steps=5, micro_batch=4)
+    return {
+        str(report.step): {name: report.metrics[name] for name in ("train/l2", "train/codebook", "val/psnr")}
+        for report in train(config)
+        if report.evaluated
+    }
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_first_losses_are_the_golden_ones(backbone):
+    golden = json.loads(GOLDEN.read_text())[backbone]
+    for step, found in first_losses(backbone).items():
+        assert found == pytest.approx(golden[step], rel=1e-4), f"step {step}"
+        assert all(math.isfinite(value) for value in found.values())
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({backbone: first_losses(backbone) for backbone in BACKBONES}, indent=1) + "\n")
