@@ -167,7 +167,7 @@ class _Run:
         self.step = 0
         self.meter = Meter()
         self.reported_at = -math.inf
-        self.evaluated_at = 0
+        self.evaluated_at = -1  # not yet
         self.metrics: dict[str, float] = {}
 
     def advance(self) -> None:

@@ -148,6 +148,12 @@ def test_a_run_can_be_stopped_before_its_first_step(tmp_path):
     assert files(tmp_path / "b") == files(tmp_path / "c")
 
 
+def test_a_run_stopped_before_its_first_step_goes_on_without_an_evaluation(tmp_path):
+    saved(tiny(), 0, tmp_path / "a", stop=lambda: True)
+    first = next(train(tiny(), resume=tmp_path / "a"))
+    assert (first.step, first.evaluated) == (1, False)
+
+
 def test_accumulated_micro_batches_equal_the_full_batch(tmp_path):
     reports = [list(train(tiny(steps=3, micro_batch=size, optimizer__clip_norm=0.1)))[-1] for size in (8, 4, 1)]
     terms = [{name: value for name, value in each.metrics.items() if name.startswith("train/")} for each in reports]
