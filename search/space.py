@@ -23,6 +23,9 @@ from search.parameters import FIXED, Parameter
 from vqvae import config as vqvae_config
 from vqvae.config import ConfigError, TrainConfig
 
+PATHS = (("data", "path"), ("data", "cache"), ("loss", "lpips_trunk"), ("evaluation", "lpips_trunk"))
+"""Fields under `train` that hold a path."""
+
 
 class _Part(BaseModel):
     """A part of a space file: frozen, no unknown keys, no silent conversions of text to numbers."""
@@ -204,7 +207,10 @@ def _override(values: dict[str, Any], text: str) -> yaml12.Path:
         if not isinstance(place.setdefault(part, {}), dict):
             raise SpaceError(f"--set {text}", "", f"{part} is no mapping, so nothing can be set in it")
         place = place[part]
-    place[path[-1]] = yaml12.scalar(value)
+    parsed = yaml12.scalar(value)
+    if path[1:] in PATHS and isinstance(parsed, str) and parsed:
+        parsed = str(Path(parsed).expanduser().absolute())  # A flag starts at the current folder, a file at its own.
+    place[path[-1]] = parsed
     return path
 
 
@@ -243,8 +249,8 @@ def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> S
 
 
 def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> SpaceError:
-    """The first mistake that pydantic found, in our words."""
-    first = error.errors()[0]
+    """The first mistake that pydantic found, in our words; a misspelled key before what is missing for it."""
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     path = tuple(first["loc"])
     if first["type"] == "missing":
         return document.error(path, "this key is missing")
@@ -277,12 +283,10 @@ def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> Spac
 def _absolute(train: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """`train` with the paths of its data made absolute, so that a study means the same anywhere."""
     resolved: dict[str, Any] = json.loads(json.dumps(train))
-    for part, keys in (("data", ("path", "cache")), ("loss", ("lpips_trunk",)), ("evaluation", ("lpips_trunk",))):
+    for part, key in PATHS:
         section = resolved.get(part)
-        if isinstance(section, dict):
-            for key in keys:
-                if isinstance(section.get(key), str) and section[key]:
-                    section[key] = str(folder / Path(section[key]).expanduser())
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+            section[key] = str(folder / Path(section[key]).expanduser())
     return resolved
 
 
@@ -395,7 +399,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines that say what differs between two stored spaces: ``budget.trials: 12 -> 24``."""
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}".strip(".")).items()}
         return {prefix: value}
 

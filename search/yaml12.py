@@ -44,6 +44,9 @@ def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+"""What a document may hold: nothing that makes a Python object."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
@@ -63,7 +66,7 @@ class Document:
 
     def where(self, path: Path) -> str:
         """The flag that set the key at `path`, else ``file:line`` of it or of the nearest one above it."""
-        for length in range(len(path), -1, -1):
+        for length in range(len(path), 0, -1):
             if path[:length] in self.flags:
                 return self.flags[path[:length]]
             if path[:length] in self.lines:
@@ -104,6 +107,8 @@ def parse(text: str, name: str) -> Document:
 
 def _construct(loader: _Loader, node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
+    if node.tag not in TAGS:
+        raise SpaceError(f"{name}:{node.start_mark.line + 1}", dotted(path), f"the tag {node.tag} is not allowed")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:

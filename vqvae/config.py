@@ -58,7 +58,7 @@ class ModelConfig:
     backbone: str = "mamba"
     """One of `vqvae.model.BACKBONES`: convolution, attention, mamba, bimamba."""
     width: int = 256
-    """Channels of a token (of the highest resolution, for the convolution backbone)."""
+    """Channels of a token."""
     depth: int = 12
     """Blocks on each side (for the convolution backbone: on each side at each resolution)."""
     patch: int = 8
@@ -73,8 +73,8 @@ class ModelConfig:
     """Channels of one head, of attention and of Mamba2."""
     state_size: int = 128
     """State dimensions of Mamba2 (N in the paper)."""
-    channel_multipliers: tuple[int, ...] = ()
-    """Convolution backbone: width at each resolution / `width`, from pixels to tokens; () is 1, ..., 1, 2."""
+    channel_multipliers: tuple[float, ...] = ()
+    """Convolution backbone: channels at each resolution / `width`, from pixels to tokens; () is 1/2, ..., 1/2, 1."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "patch", "mlp_ratio", "head_size", "state_size"):
@@ -88,9 +88,9 @@ class ModelConfig:
             self.overlap,
         )
         _require(
-            all(m >= 1 for m in self.channel_multipliers),
+            all(0 < m < math.inf for m in self.channel_multipliers),
             "channel_multipliers",
-            "at least 1 each",
+            "above 0 each",
             self.channel_multipliers,
         )
 
@@ -432,7 +432,7 @@ METRICS: dict[str, str] = {
 """What an evaluation measures on held-out images -> the direction in which it is better, "" for a diagnostic."""
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "convolution": {"model.backbone": "convolution", "model.width": 180, "model.depth": 2, "model.head_size": 40},
+    "convolution": {"model.backbone": "convolution", "model.width": 360, "model.depth": 2, "model.head_size": 40},
     "attention": {"model.backbone": "attention", "model.width": 384, "model.depth": 7},
     "mamba": {"model.backbone": "mamba", "model.width": 256, "model.depth": 12},
     "bimamba": {"model.backbone": "bimamba", "model.width": 256, "model.depth": 6},

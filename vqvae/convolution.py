@@ -89,14 +89,20 @@ def _widths(config: ModelConfig) -> list[int]:
     halvings = config.patch.bit_length() - 1
     if config.patch != 2**halvings:
         raise ConfigError("model.patch", f"must be a power of two for the convolution backbone, but got {config.patch}")
-    multipliers = config.channel_multipliers or (1,) * halvings + (2,)
+    multipliers = config.channel_multipliers or (0.5,) * halvings + (1.0,)
     if len(multipliers) != halvings + 1:
         raise ConfigError(
             "model.channel_multipliers",
             f"must be {halvings + 1} numbers, one for each resolution down to patches of {config.patch} pixels, "
             f"but got {multipliers!r}",
         )
-    return [multiplier * config.width for multiplier in multipliers]
+    widths = [multiplier * config.width for multiplier in multipliers]
+    if any(width != int(width) for width in widths):
+        raise ConfigError(
+            "model.channel_multipliers",
+            f"must give whole numbers of channels at a width of {config.width}, but got {widths!r}",
+        )
+    return [int(width) for width in widths]
 
 
 CONVOLUTION = Backbone(

@@ -126,14 +126,14 @@ def test_blocks_compile_without_a_graph_break(backbone: str) -> None:
 
 
 def test_channels_follow_their_multipliers_from_pixels_to_tokens() -> None:
-    config = _config("convolution", channel_multipliers=(1, 2, 2, 3))
+    config = _config("convolution", channel_multipliers=(0.5, 1, 1, 1.5))
     encoder, decoder = (build(config, RESOLUTION) for build in BACKBONES["convolution"][:2])
     widths = [block.mixer.weight.shape[0] for block in encoder.blocks if isinstance(block, ConvolutionBlock)]
     mirrored = [block.mixer.weight.shape[0] for block in decoder.blocks if isinstance(block, ConvolutionBlock)]
-    assert widths == [16, 16, 32, 32, 32, 32, 48, 48]
+    assert widths == [8, 8, 16, 16, 16, 16, 24, 24]
     assert mirrored == widths[::-1]
-    assert BACKBONES["convolution"].token_width(config) == 48
-    assert BACKBONES["convolution"].token_width(_config("convolution")) == 32
+    assert BACKBONES["convolution"].token_width(config) == 24
+    assert BACKBONES["convolution"].token_width(_config("convolution")) == 16
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,14 @@ def test_channels_follow_their_multipliers_from_pixels_to_tokens() -> None:
         ),
         (
             "convolution",
+            {"channel_multipliers": (0.3, 1, 1, 1)},
+            "model.channel_multipliers: must give whole numbers of channels at a width of 16, but got "
+            "[4.8, 16, 16, 16]",
+        ),
+        (
+            "convolution",
             {"head_size": 64},
-            "model.head_size: must divide the 32 channels that attention works on, but got 64",
+            "model.head_size: must divide the 16 channels that attention works on, but got 64",
         ),
         (
             "attention",

@@ -1,0 +1,46 @@
+# What a newcomer runs; each target says what it does. `make` alone lists them.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    install into .venv and search four backbones on bundled photographs"
+	@echo "make test    install the test extras too and run the tests"
+	@echo "make check   formatting, lint, types and import contracts"
+	@echo "make clean   remove what demo and test made"
+
+demo: $(VENV)/.installed
+	@echo "==> vqsearch launch spaces/demo.yaml (a few minutes on two cores)"
+	@$(BIN)/vqsearch launch spaces/demo.yaml
+
+test: $(VENV)/.installed-dev
+	@echo "==> running the tests"
+	@$(BIN)/pytest
+
+check: $(VENV)/.installed-dev
+	@echo "==> formatting, lint, types and import contracts"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "==> making $(VENV) and installing vqsearch into it (about 6 GB, most of it torch; some minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV) || { echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "==> installing the test extras"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) vqsearch-output vqsearch.db vqsearch.db-wal vqsearch.db-shm build *.egg-info
