@@ -99,18 +99,18 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         (m,), int64; the first of several equally near.
     """
-    with torch.autocast(vectors.device.type, enabled=False), _full_precision():
-        vectors, codebook = vectors.float(), codebook.float()
-        # |v - c|^2 is least where v . c - |c|^2 / 2 is greatest.
-        offset = codebook.square().sum(1) / -2
-        rows = max(1, min(len(vectors), _SEARCH_ELEMENTS // len(codebook)))
-        products = vectors.new_empty(rows, len(codebook))
-        indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    vectors, codebook = vectors.float(), codebook.float()
+    # |v - c|^2 is least where v . c - |c|^2 / 2 is greatest.
+    offset = codebook.square().sum(1) / -2
+    rows = max(1, min(len(vectors), _SEARCH_ELEMENTS // len(codebook)))
+    products = vectors.new_empty(rows, len(codebook))
+    indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    with _full_precision():
         for start in range(0, len(vectors), rows):
             part = vectors[start : start + rows]
-            out = torch.addmm(offset, part, codebook.T, out=products[: len(part)])
-            indices[start : start + rows] = out.max(1).indices
-        return indices
+            torch.addmm(offset, part, codebook.T, out=products[: len(part)])  # autocast leaves alone what has an out
+            indices[start : start + rows] = products[: len(part)].max(1).indices
+    return indices
 
 
 @contextmanager

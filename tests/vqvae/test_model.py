@@ -104,15 +104,18 @@ def test_a_model_trains(backbone: str) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.filterwarnings("error")  # PyTorch warns where it has no fused kernel for mixed dtypes
 @BACKBONE
 def test_bfloat16_autocast_reconstructs_nearly_the_same(backbone: str) -> None:
     model, images = build_model(_config(backbone)), _images()
     indices = model.encode(images)
     expected = model.decode(indices)
+    entering: list[Tensor] = []
+    model.quantizer.register_forward_pre_hook(lambda _, vectors: entering.extend(vectors))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reconstruction = model(images)
         narrow = model.decode(indices)
-    assert reconstruction.quantized.codes.dtype == torch.float32
+    assert entering[0].dtype == reconstruction.quantized.codes.dtype == torch.float32
     assert ((narrow - expected).norm() / expected.norm()).item() < 0.05
     assert (reconstruction.quantized.indices == indices.flatten(1)).float().mean() > 0.8
 

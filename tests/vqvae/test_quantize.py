@@ -75,19 +75,39 @@ def test_training_never_holds_vectors_times_codes() -> None:
     assert largest.elements <= 2**22
 
 
-def test_the_search_is_in_float32_whatever_autocast_and_precision_say() -> None:
+class _Precisions(TorchDispatchMode):
+    """Remembers the precisions in which matrices of float32 were multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[str, str]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "mm" in str(func):
+            backends = torch.backends
+            self.seen.add((backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_search_multiplies_without_tf32_and_bfloat16_whatever_is_set() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with _Precisions() as precisions:
+            nearest_codes(torch.randn(9, 2), torch.randn(4, 2))
+        assert precisions.seen == {("ieee", "ieee")}
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_search_is_in_float32_whatever_autocast_says() -> None:
     # Neighbors closer together than bfloat16 can tell.
     codebook = torch.linspace(1, 2, 200)[:, None]
     expected = torch.randperm(200)
     vectors = codebook[expected]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(nearest_codes(vectors, codebook), expected)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_codes(vectors, codebook), expected)
 
 
 @SPACES
