@@ -29,6 +29,7 @@ from search.errors import LeaseError
 
 BEAT_S = 5.0
 STALE_S = 60.0
+WRITTEN_S = 5.0
 
 
 def is_lease(study: str) -> bool:
@@ -92,26 +93,38 @@ class Lease:
             self._storage.delete_study(self._id)
 
     def _acquire(self) -> tuple[int, int]:
-        holders = self._holders()
-        for holder in holders.values():
-            if _alive(holder) or (not _here(holder) and self._beats(holder)):
-                ago = max(0.0, time.time() - holder.beat)
-                raise LeaseError(
-                    f"{self._name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s "
-                    "ago); stop it first, or wait for it to end"
-                )
         study_id = self._storage.get_study_id_from_name(self._name)
+        # The count comes first: a lease that is taken after it was read makes ours a duplicate.
         past = int(self._storage.get_study_user_attrs(study_id).get(records.LEASES, 0))
+        holders = self._holders()
+        for number, holder in holders.items():
+            self._refuse_if_alive(number, holder)
         number = max([past, *holders]) + 1
         try:
             lease = self._storage.create_new_study([StudyDirection.NOT_SET], f"{self._prefix}{number}")
         except optuna.exceptions.DuplicatedStudyError:
             raise LeaseError(f"{self._name}: another driver has just started this study") from None
         self._write(lease)
+        if max(self._holders()) > number:
+            self._storage.delete_study(lease)
+            raise LeaseError(f"{self._name}: another driver has just started this study")
         self._storage.set_study_user_attr(study_id, records.LEASES, number)
         for old in holders:
             self._delete(f"{self._prefix}{old}")
         return number, lease
+
+    def _refuse_if_alive(self, number: int, holder: Holder) -> None:
+        waited = time.monotonic()
+        while not holder.machine and time.monotonic() - waited < WRITTEN_S:
+            # It has been created this moment, and its holder is about to write who it is.
+            time.sleep(0.05)
+            holder = self._holders().get(number, holder)
+        if _alive(holder) or (not _here(holder) and self._beats(holder)):
+            ago = max(0.0, time.time() - holder.beat)
+            raise LeaseError(
+                f"{self._name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s "
+                "ago); stop it first, or wait for it to end"
+            )
 
     def _holders(self) -> dict[int, Holder]:
         found = {}
@@ -141,7 +154,8 @@ class Lease:
         me: dict[str, Any] = {
             "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid()),
         }  # fmt: skip
-        for key, value in (me | {"beat": time.time()}).items():
+        # The machine comes last: a holder with a machine is complete.
+        for key, value in sorted((me | {"beat": time.time()}).items(), key=lambda item: item[0] == "machine"):
             self._storage.set_study_user_attr(lease, key, value)
 
     def _delete(self, name: str) -> None:

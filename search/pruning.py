@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search import records
+from search import output, records
 from search.errors import SearchError
 from search.space import Space, violations
 from search.study import Flight, OpenStudy, Outcome
@@ -106,8 +106,11 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
     metrics = {name: float(value) for name, value in report["metrics"]}
     flight.step, flight.metrics = step, flight.metrics | metrics
     if report["checkpoint"]:
+        before = records.checkpoint(opened.frozen(trial))
         record = records.CheckpointRecord(step=step, folder=report["checkpoint"], metrics=flight.metrics)
         records.set_checkpoint(trial, record)
+        if before is not None and before.folder != record.folder:
+            output.delete(opened.output, before.folder)
     if report["ended"] == "stopped":
         return Outcome(state=TrialState.WAITING)
     return _evaluated(opened, flight, step, metrics) if report["evaluated"] else None

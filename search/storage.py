@@ -8,6 +8,7 @@ journal:///path/to/file                   no database at hand
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
 
 def redact(url: str) -> str:
     """The URL without its password."""
-    return re.sub(r"(://[^/@:]*):[^@]*@", r"\1:***@", url)
+    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", url)
 
 
 def _journal(path: Path, create: bool) -> BaseStorage:
@@ -67,7 +68,7 @@ def _relational(url: str, kind: str, create: bool) -> BaseStorage:
     elif kind == "postgresql":
         url = "postgresql+psycopg" + url[len(kind) :]
     try:
-        storage = RDBStorage(url, engine_kwargs=arguments)
+        storage = _made(url, arguments)
     except (ImportError, ModuleNotFoundError) as error:
         extra = "; pip install 'vqsearch[postgres]'" if kind.startswith("postgresql") else ""
         raise StorageError(f"{shown}: the database driver is not installed: {error}{extra}") from None
@@ -80,6 +81,22 @@ def _relational(url: str, kind: str, create: bool) -> BaseStorage:
     if kind.startswith("sqlite"):
         _tune_sqlite(storage)
     return storage
+
+
+def _made(url: str, arguments: dict[str, Any], tries: int = 5) -> RDBStorage:
+    """Open or make a database; of two processes that make it at the same moment, one finds half of the tables."""
+    for left in reversed(range(tries)):
+        try:
+            return RDBStorage(url, engine_kwargs=arguments)
+        except (
+            sqlalchemy.exc.OperationalError,
+            sqlalchemy.exc.ProgrammingError,
+            sqlalchemy.exc.IntegrityError,
+        ) as error:
+            if not left or not re.search("already exists|UNIQUE constraint|duplicate key", str(error)):
+                raise
+            time.sleep(0.2)
+    raise AssertionError("unreachable")
 
 
 def _tune_sqlite(storage: RDBStorage) -> None:

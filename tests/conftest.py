@@ -31,7 +31,7 @@ def tiny_file(tmp_path):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_text():
-    """The text of the space file, to be changed."""
+    """The text of the space file, for fixtures that live longer than a test."""
     return TINY

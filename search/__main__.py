@@ -1,0 +1,5 @@
+"""`python -m search`: the same as `vqsearch`."""
+
+from search.cli import main
+
+main()

@@ -1,0 +1,106 @@
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import optuna
+import pytest
+
+from search import lease as leases
+from search import storage as storages
+from search.errors import LeaseError
+from search.lease import Lease
+
+
+@pytest.fixture(params=["sqlite", "journal"])
+def url(request, tmp_path):
+    url = f"{request.param}:///{tmp_path}/studies"
+    optuna.create_study(study_name="a", storage=storages.open_storage(url))
+    return url
+
+
+def test_a_second_driver_is_refused_and_told_who_runs_the_study(url):
+    lease = Lease(storages.open_storage(url), "a")
+    with pytest.raises(
+        LeaseError, match=rf"^a: process {os.getpid()} on .* is running this study \(heard of \d+ s ago"
+    ):
+        Lease(storages.open_storage(url), "a")
+    lease.release()
+    Lease(storages.open_storage(url), "a").release()
+
+
+def test_a_lease_leaves_no_study_behind(url):
+    storage = storages.open_storage(url)
+    lease = Lease(storage, "a")
+    assert sorted(study.study_name for study in storage.get_all_studies()) == ["a", "a/lease/1"]
+    lease.release()
+    assert [study.study_name for study in storage.get_all_studies()] == ["a"]
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(url):
+    script = textwrap.dedent(f"""
+        import os, signal
+        from search import storage, lease
+        held = lease.Lease(storage.open_storage({url!r}), "a")
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    started = time.monotonic()
+    lease = Lease(storages.open_storage(url), "a")
+    assert lease.number == 2
+    assert time.monotonic() - started < 2
+    lease.release()
+
+
+def test_a_lease_of_another_machine_counts_while_it_is_heard_of(url):
+    storage = storages.open_storage(url)
+    other = storage.create_new_study([optuna.study.StudyDirection.NOT_SET], "a/lease/4")
+    for key, value in {"host": "far", "pid": 7, "machine": "another", "born": 1, "beat": time.time()}.items():
+        storage.set_study_user_attr(other, key, value)
+    with pytest.raises(LeaseError, match=r"^a: process 7 on far is running this study"):
+        Lease(storage, "a")
+    storage.set_study_user_attr(other, "beat", time.time() - 2 * 3600)
+    lease = Lease(storage, "a")
+    assert lease.number == 5
+    lease.release()
+
+
+def test_of_many_drivers_at_once_just_one_gets_the_lease(url, tmp_path):
+    script = textwrap.dedent(f"""
+        import sys, time
+        from search import storage, lease
+        from search.errors import LeaseError
+        opened = storage.open_storage({url!r})
+        time.sleep(max(0.0, float(sys.argv[1]) - time.time()))
+        try:
+            lease.Lease(opened, "a")
+        except LeaseError:
+            sys.exit(3)
+        print("got it", flush=True)
+        sys.stdin.read()
+    """)
+    start = str(time.time() + 4)
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    winners = [driver for driver in drivers if driver.stdout.readline() == "got it\n"]
+    for driver in drivers:
+        driver.communicate()
+    assert len(winners) == 1
+    assert sorted(driver.returncode for driver in drivers) == [0, 3, 3, 3]
+
+
+def test_a_driver_that_lost_its_lease_stops_writing(url, monkeypatch):
+    monkeypatch.setattr(leases, "BEAT_S", 0.05)
+    storage = storages.open_storage(url)
+    lease = Lease(storage, "a")
+    lease.check()
+    storage.create_new_study([optuna.study.StudyDirection.NOT_SET], "a/lease/2")
+    lease._thread.join(timeout=10)
+    with pytest.raises(LeaseError, match="another driver has taken over"):
+        lease.check()
+    lease.release()
