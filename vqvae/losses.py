@@ -52,9 +52,8 @@ class Loss(nn.Module):
             The loss, a scalar with gradient, and its terms, detached float32 scalars: l1, l2 and lpips_vgg before
             their weights, those of the quantizer as they enter the sum, and their sum as "loss".
         """
-        made = reconstruction.images.float()
-        terms = {name: self._term(name, images, made) for name in self.names}
-        quantizer = {name: term.float() for name, term in reconstruction.quantized.losses.items()}
+        terms = {name: self._term(name, images, reconstruction.images) for name in self.names}
+        quantizer = reconstruction.quantized.losses
         total = sum(quantizer.values(), torch.zeros((), device=images.device))
         for weight, term in zip(self.weights, terms.values(), strict=True):
             total = total + weight * term

@@ -153,6 +153,13 @@ def test_weights_of_another_shape_are_refused(config, models, tmp_path):
         vqvae.load(tmp_path / "a")
 
 
+def test_weights_that_lack_a_tensor_are_refused(state, tmp_path):
+    lacking = {name: value for name, value in state.ema.items() if name != "quantizer.codebook"}
+    checkpoint.save(TrainingState(**{**vars(state), "ema": lacking}), tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"/a/ema.safetensors: does not fit the model of state.json: "):
+        vqvae.load(tmp_path / "a")
+
+
 def test_a_config_with_an_unknown_field_is_refused(config, models, tmp_path):
     checkpoint.save_model(models[0], config, tmp_path / "a", {})
     file = tmp_path / "a" / "config.json"

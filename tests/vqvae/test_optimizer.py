@@ -55,7 +55,7 @@ def test_matrices_alone_decay(backbone):
     decayed = optimizer.decayed(model)
     parameters = dict(model.named_parameters())
     assert decayed <= set(parameters)
-    assert all(parameters[name].ndim >= 2 for name in decayed)
+    assert all(parameters[name].ndim >= 2 and parameters[name].shape[1] > 1 for name in decayed)
     spared = {name for name, parameter in parameters.items() if parameter.ndim >= 2} - decayed
     allowed = ("codebook", "positions", "conv1d.weight", "mixer.weight")  # the last two are depthwise
     assert "quantizer.codebook" in spared

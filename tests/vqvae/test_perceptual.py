@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 
+from vqvae import perceptual
 from vqvae.perceptual import LPIPS, PerceptualError
 
 
@@ -51,8 +52,13 @@ def test_activations_that_are_all_zero_have_finite_gradients(alex):
         for layer in dead.layers:
             if isinstance(layer, torch.nn.Conv2d):
                 layer.weight.zero_()
-    dead(image, torch.ones(1, 3, 64, 64)).sum().backward()
+    distance = dead(image, torch.ones(1, 3, 64, 64))
+    distance.sum().backward()
+    assert distance.item() == 0
     assert image.grad.isfinite().all()
+    features = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    perceptual._unit(features).sum().backward()
+    assert features.grad.isfinite().all()
     alive = torch.zeros(1, 3, 64, 64, requires_grad=True)
     alex(alive, torch.ones(1, 3, 64, 64)).sum().backward()
     assert alive.grad.isfinite().all()
