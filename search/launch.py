@@ -51,11 +51,11 @@ def launch(
     """
     store = storage.open_storage(url)
     check_trainable(space)
+    if address is None:
+        prepare_data(space, view)
     with cluster.connected(address):
         capacity = cluster.Capacity(space)
         parallel = capacity.require(wait_for_nodes)
-        if address is None:
-            prepare_data(space, view)
         with contextlib.closing(study.create(store, space, output.absolute(root), parallel)) as opened:
             return _drive(opened, capacity, view)
 
@@ -85,11 +85,11 @@ def resume(
     store = storage.open_storage(url, create=False)
     _, space = study.load(store, name)
     check_trainable(space)
+    if address is None:
+        prepare_data(space, view)
     with cluster.connected(address):
         capacity = cluster.Capacity(space)
         capacity.require(wait_for_nodes)
-        if address is None:
-            prepare_data(space, view)
         moved = None if root is None else output.absolute(root)
         with contextlib.closing(study.resume(store, name, trials, moved)) as opened:
             return _drive(opened, capacity, view)

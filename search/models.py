@@ -43,6 +43,8 @@ def read_config(source: str) -> TrainConfig:
         return vqvae_config.preset(name)
     try:
         text = Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file; expected a config (YAML or JSON) or preset:NAME") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: can't be read: {error}") from None
     document = yaml12.parse(text, source)

@@ -1,0 +1,191 @@
+"""What the command line prints and how it ends, where no search has to run for it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+
+from search.cli import cli
+
+
+def run(*arguments, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "search", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def refused(*arguments, cwd, **options):
+    """The one line with which a command refuses."""
+    ran = run(*arguments, cwd=cwd, **options)
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1, ran.stderr
+    return ran.stderr.strip()
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A database with a study of other software."""
+    optuna.create_study(study_name="theirs", storage=f"sqlite:///{tmp_path}/vqsearch.db")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_has_help_with_an_example(command, tmp_path):
+    ran = run(command, "--help", cwd=tmp_path)
+    assert ran.returncode == 0
+    assert f"Example:\n  vqsearch {command} " in ran.stdout or f"Example:\n  vqsearch {command}\n" in ran.stdout
+
+
+def test_help_loads_neither_torch_nor_ray_nor_optuna(tmp_path):
+    script = (
+        "import sys, runpy; sys.argv = ['vqsearch', '--help']\n"
+        "try:\n    runpy.run_module('search', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'optuna', 'pydantic', 'numpy'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_importing_the_packages_loads_no_torch(tmp_path):
+    script = "import sys, vqvae, search, vqvae.config; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
+
+
+def test_help_is_quick(tmp_path):
+    def seconds(*command):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    bare = min(seconds("-c", "pass") for _ in range(5))
+    helped = min(seconds("-m", "search", "--help") for _ in range(5))
+    assert helped <= 3 * bare + 0.3
+
+
+BAD = {
+    "no space file": (["launch", "nothing.yaml"], "vqsearch: nothing.yaml: no such space file"),
+    "a flag without a value": (
+        ["validate", "tiny.yaml", "--set", "budget.trials"],
+        "vqsearch: --set budget.trials: must be FIELD=VALUE, such as budget.trials=8",
+    ),
+    "no storage": (["status"], "vqsearch: sqlite:///vqsearch.db: no such database file"),
+    "no storage to resume from": (["resume"], "vqsearch: sqlite:///vqsearch.db: no such database file"),
+    "a storage that is no URL": (
+        ["best", "--storage", "my.db"],
+        "vqsearch: my.db: a storage is a URL, such as sqlite:///vqsearch.db or journal:///my.db",
+    ),
+    "a missing folder of images": (
+        ["launch", "tiny.yaml", "--set", "train.data={source: folder, path: /no/such/folder, resolution: 64}"],
+        "vqsearch: /no/such/folder: no such folder; expected one with pictures (.jpg, .jpeg, .png, .webp, .bmp, .tif, "
+        ".tiff)",
+    ),
+    "a baseline that can't be built": (
+        ["validate", "tiny.yaml", "--set", "train.model.head_size=5"],
+        "vqsearch: study tiny: search.quantizer.codebook_size {'quantizer.codebook_size': 16}: model.head_size: "
+        "must divide the 16 channels that attention works on, but got 5",
+    ),
+    "an unknown backbone": (
+        ["validate", "tiny.yaml", "--set", "train.model.backbone=bamba"],
+        "vqsearch: study tiny: search.quantizer.codebook_size {'quantizer.codebook_size': 16}: model.backbone: "
+        "must be one of convolution, attention, mamba, bimamba, but got 'bamba'",
+    ),
+    "no model to reconstruct with": (
+        ["reconstruct", "nowhere", "cat.png", "--to", "x"],
+        "vqsearch: nowhere: no such folder; expected a model or a checkpoint of vqsearch",
+    ),
+    "no config to train": (
+        ["train", "x.yaml", "--to", "run"],
+        "vqsearch: x.yaml: no such file; expected a config (YAML or JSON) or preset:NAME",
+    ),
+    "no such preset": (
+        ["train", "preset:resnet", "--to", "run"],
+        "vqsearch: preset: must be one of convolution, attention, mamba, bimamba, but got 'resnet'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_line_and_exit_2(tiny_file, case):
+    arguments, message = BAD[case]
+    assert refused(*arguments, cwd=tiny_file.parent) == message
+    assert not (tiny_file.parent / "vqsearch.db").exists() or case == "a missing folder of images"
+
+
+def test_a_study_of_other_software_is_refused(foreign):
+    assert refused("status", "--study", "theirs", cwd=foreign) == (
+        "vqsearch: theirs: this study was not made by vqsearch, so nothing can be said of it; it holds no search of "
+        "vqsearch"
+    )
+
+
+def test_a_study_that_is_not_there_is_refused_with_those_that_are(foreign):
+    assert refused("resume", "--study", "mine", cwd=foreign) == (
+        "vqsearch: mine: no such study in the storage; it holds no search of vqsearch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("resources.gpus=1", "a trial asks for 1 GPUs (the cluster has 0; --set resources.gpus=0)"),
+        ("resources.cpus=999", "a trial asks for 999 CPUs (the cluster has "),
+    ],
+)
+def test_asking_for_more_than_the_cluster_has_is_said_at_once_with_the_flag_that_mends_it(tiny_file, flag, message):
+    import torch
+
+    if "gpus" in flag and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    line = refused("launch", "tiny.yaml", "--set", flag, cwd=tiny_file.parent)
+    assert line.startswith(f"vqsearch: {message}")
+    assert "--wait-for-nodes" in line
+    assert "--set resources." in line
+
+
+def test_validate_says_what_it_checked(tiny_file):
+    ran = run("validate", "tiny.yaml", cwd=tiny_file.parent)
+    assert ran.stdout == "tiny.yaml: ok; 2 parameters, 4 trials, evaluated at 2, 6, 18\n"
+    told = json.loads(run("validate", "--json", "tiny.yaml", cwd=tiny_file.parent).stdout)
+    assert told == [{"file": "tiny.yaml", "study": "tiny", "rungs": [2, 6], "steps": 18}]
+
+
+def test_wrong_usage_exits_with_2(tmp_path):
+    ran = run("train", "--to", "x", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "give either a CONFIG or --trial N" in ran.stderr
+
+
+def test_a_config_is_trained_by_itself_and_a_second_call_goes_on(tmp_path):
+    config = {
+        "model": {"backbone": "attention", "width": 16, "depth": 1, "head_size": 16, "patch": 16},
+        "quantizer": {"codebook_size": 16, "code_dim": 4},
+        "loss": {"perceptual": 0},
+        "optimizer": {"warmup_steps": 1, "schedule": "constant"},
+        "data": {"resolution": 64},
+        "evaluation": {"lpips": False, "images": 8},
+        "batch_size": 4,
+        "micro_batch": 4,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    first = run("train", "config.json", "--set", "steps=3", "--to", "mine", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "step 3/3  val/" in first.stdout
+    assert "the model is in mine/model" in first.stdout
+    second = run("train", "config.json", "--set", "steps=5", "--to", "mine", cwd=tmp_path)
+    assert second.stdout.startswith("going on from mine/checkpoints/step-00000003\n")
+    assert "step 5/5  val/" in second.stdout
+    assert (tmp_path / "mine" / "model" / "weights.safetensors").exists()
+    assert (tmp_path / "mine" / "reconstructions.png").exists()
+
+
+def test_a_mistake_in_a_config_names_its_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 3\nmodel:\n  width: wide\n")
+    assert refused("train", "config.yaml", "--to", "x", cwd=tmp_path) == (
+        "vqsearch: config.yaml:3: model.width: must be a whole number, but got 'wide'"
+    )
