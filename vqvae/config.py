@@ -127,7 +127,7 @@ class LossConfig:
     perceptual: float = 0.1
     """Weight of LPIPS on the vgg16 trunk (Zhang et al. 2018)."""
     lpips_trunk: str = ""
-    """File with torchvision's vgg16 weights; "" looks in torch.hub's folder."""
+    """File with torchvision's vgg16 weights; "" looks in torch.hub's folder, "random" draws them, for tests."""
 
     def __post_init__(self) -> None:
         for name in ("l1", "l2", "perceptual"):
@@ -226,7 +226,7 @@ class EvaluationConfig:
     lpips: bool = True
     """Measure LPIPS on the alex trunk (never the one that trains)."""
     lpips_trunk: str = ""
-    """File with torchvision's alexnet weights; "" looks in torch.hub's folder."""
+    """File with torchvision's alexnet weights; "" looks in torch.hub's folder, "random" draws them, for tests."""
 
     def __post_init__(self) -> None:
         _require(self.images >= 1, "images", "at least 1", self.images)

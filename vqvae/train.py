@@ -150,13 +150,16 @@ class _Run:
         splits = load(config.data)
         self.images, self.skipped = splits.train, splits.skipped
         self.held_out = splits.validation.spread(config.evaluation.images)
-        self.lpips = LPIPS("alex", config.evaluation.lpips_trunk).to(self.device) if config.evaluation.lpips else None
-        self.loss = Loss(config.loss).to(self.device)
+        self.lpips = LPIPS("alex", config.evaluation.lpips_trunk) if config.evaluation.lpips else None
+        self.loss = Loss(config.loss)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             self.model = build_model(config)
         with self._memory():
             self.model.to(self.device).train()
+            self.loss.to(self.device)
+            if self.lpips:
+                self.lpips.to(self.device)
             self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         if self.device.type == "cuda":
