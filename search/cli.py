@@ -173,7 +173,9 @@ def best(storage: str | None, study: str | None, top: int, as_json: bool) -> Non
     if as_json:
         _print_json([progress.as_json(trial) for trial in trials])
     elif trials:
-        _console().print(progress.best_table(trials, space))
+        console = _console()
+        for table in progress.best_table(trials, space, console.width):
+            console.print(table)
     else:
         click.echo(f"{loaded.study_name}: no trial is complete yet")
 

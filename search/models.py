@@ -7,8 +7,9 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.trial import TrialState
 
@@ -18,6 +19,11 @@ from search.space import Space
 from search.study import trial_of
 from vqvae import config as vqvae_config
 from vqvae.config import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqvae.model import VQVAE
 
 
 def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
@@ -174,11 +180,11 @@ def export(study: optuna.Study, number: int | None, target: Path) -> str:
 
 
 def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
-    """Encode and decode pictures: each original beside its reconstruction, as a PNG in a folder.
+    """Encode and decode pictures: each original above its reconstruction, as a PNG in a folder.
 
     Args:
-        model: an exported model.
-        images: pictures of any size; the middle square is taken and resized to the model's resolution.
+        model: an exported model, or a checkpoint.
+        images: pictures of any size; each is cut into tiles of the model's resolution, so that it keeps its own.
         target: folder of the results.
 
     Returns:
@@ -188,27 +194,47 @@ def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
         CheckpointError: no model there.
         UserError: a picture that can't be read.
     """
-    import torch
-
     from vqvae import checkpoint, metrics, pictures
 
     network = checkpoint.load(model)
     loaded = []
     for image in images:
         try:
-            loaded.append(pictures.fit(pictures.read(image), network.resolution))
+            loaded.append(pictures.to_images(np.asarray(pictures.read(image))[None]))
         except (OSError, ValueError) as error:
             raise UserError(f"{image}: this picture can't be read: {error}") from None
     target.mkdir(parents=True, exist_ok=True)
     lines = []
-    for image, picture in zip(images, loaded, strict=True):
-        original = pictures.to_images(picture[None])
-        with torch.inference_mode():
-            decoded = network.decode(network.encode(original))
+    for image, original in zip(images, loaded, strict=True):
+        decoded = in_tiles(network, original)
         name = target / f"{image.stem}.png"
         write_picture(name, pictures.sheet(original, decoded))
-        lines.append(f"{image} -> {name}  PSNR {float(metrics.psnr(decoded, original)[0]):.2f} dB")
+        psnr = float(metrics.psnr(decoded, original)[0])
+        lines.append(f"{image} -> {name}  {original.shape[3]} x {original.shape[2]}, PSNR {psnr:.2f} dB")
     return lines
+
+
+def in_tiles(network: VQVAE, image: Tensor) -> Tensor:
+    """A picture of any size through a model, tile by tile.
+
+    Args:
+        network: a trained model.
+        image: (1, 3, h, w) in [-1, 1]; what the last tiles lack is filled by repeating the edge.
+
+    Returns:
+        (1, 3, h, w).
+    """
+    import torch
+    from einops import rearrange
+    from torch.nn import functional
+
+    side, (height, width) = network.resolution, image.shape[2:]
+    padded = functional.pad(image, (0, -width % side, 0, -height % side), mode="replicate")
+    tiles = rearrange(padded, "1 c (r h) (k w) -> (r k) c h w", h=side, w=side)
+    with torch.inference_mode():
+        decoded = torch.cat([network.decode(network.encode(part)) for part in torch.split(tiles, 16)])
+    whole = rearrange(decoded, "(r k) c h w -> 1 c (r h) (k w)", r=padded.shape[2] // side)
+    return whole[:, :, :height, :width]
 
 
 def write_picture(path: Path, picture: Any) -> None:

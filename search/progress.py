@@ -234,26 +234,37 @@ class View:
         )
 
 
+def shown(value: Any) -> str:
+    """A parameter for people: four significant digits of a fraction."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def number(value: float | None) -> str:
     """Five significant digits, a dash for what is not there."""
     return "-" if value is None else f"{value:.5g}"
 
 
-def best_table(trials: list[FrozenTrial], space: Space) -> Table:
-    """Trials as rows: value, measured metrics, parameters."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    metrics = [name for name in _measured(trials) if name != space.objective.metric]
-    for heading in ("trial", space.objective.metric, *metrics):
-        table.add_column(heading, justify="right")
+def best_table(trials: list[FrozenTrial], space: Space, width: int = 80) -> list[Table]:
+    """Trials as columns, as many side by side as fit into `width` characters; more in further tables."""
+    metric = space.objective.metric
+    measured = [name for name in _measured(trials) if name != metric]
     names = [parameter.name for parameter in space.parameters]
-    for name in names:
-        table.add_column(name.rpartition(".")[2])
-    for trial in trials:
-        cells = [number(trial.user_attrs.get(name)) for name in metrics]
-        values: list[Any] = [trial.params.get(name, "-") for name in names]
-        shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        table.add_row(str(trial.number), number(trial.value), *cells, *shown)
-    return table
+    first = max(len(name) for name in (metric, *measured, *names)) + 2
+    at_once = max((width - first) // 13, 1)
+    tables = []
+    for start in range(0, len(trials), at_once):
+        part = trials[start : start + at_once]
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("trial", no_wrap=True)
+        for trial in part:
+            table.add_column(str(trial.number), justify="right", no_wrap=True)
+        table.add_row(metric, *(number(trial.value) for trial in part), style="bold")
+        for name in measured:
+            table.add_row(name, *(number(trial.user_attrs.get(name)) for trial in part))
+        for name in names:
+            table.add_row(name, *(shown(trial.params.get(name, "-")) for trial in part))
+        tables.append(table)
+    return tables
 
 
 def _measured(trials: list[FrozenTrial]) -> list[str]:

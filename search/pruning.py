@@ -106,8 +106,9 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
     metrics = {name: float(value) for name, value in report["metrics"]}
     flight.step, flight.metrics = step, flight.metrics | metrics
     if report["checkpoint"]:
+        held_out = {name: value for name, value in flight.metrics.items() if not name.startswith("train/")}
         before = records.checkpoint(opened.frozen(trial))
-        record = records.CheckpointRecord(step=step, folder=report["checkpoint"], metrics=flight.metrics)
+        record = records.CheckpointRecord(step=step, folder=report["checkpoint"], metrics=held_out)
         records.set_checkpoint(trial, record)
         if before is not None and before.folder != record.folder:
             output.delete(opened.output, before.folder)

@@ -188,6 +188,9 @@ def create(storage: BaseStorage, wanted: Space, root: str, parallel: int) -> Ope
     study = optuna.load_study(study_name=wanted.study, storage=storage)
     if study.get_trials(deepcopy=False):
         raise StudyError(f"{wanted.study}: this study was not made by vqsearch; choose another name with --study")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls the names of objectives experimental.
+        study.set_metric_names([wanted.objective.metric])
     records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), versions())
     return _open(storage, study, wanted, root)
 

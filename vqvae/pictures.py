@@ -77,7 +77,7 @@ def fit(picture: Image.Image, resolution: int) -> NDArray[np.uint8]:
 
 def to_images(pictures: NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (n, h, w, 3) to float (n, 3, h, w) in [-1, 1]."""
-    return rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n h w c -> n c h w").float() / 127.5 - 1
+    return rearrange(torch.from_numpy(np.array(pictures)), "n h w c -> n c h w").float() / 127.5 - 1
 
 
 def to_pictures(images: torch.Tensor) -> NDArray[np.uint8]:
