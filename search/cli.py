@@ -100,8 +100,9 @@ def launch(
     loaded = spaces.load(space, flags)
     url = _storage(storage, loaded)
     view = View(_console(), quiet)
-    root = output or loaded.output or DEFAULT_OUTPUT
-    ended = launching.launch(loaded, url=url, root=root, address=address, wait_for_nodes=wait_for_nodes, view=view)
+    ended = launching.launch(
+        loaded, url=url, root=output or loaded.output, address=address, wait_for_nodes=wait_for_nodes, view=view
+    )
     _finish(ended.signal, url, loaded.study)
 
 

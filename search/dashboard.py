@@ -10,6 +10,7 @@ from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
 from search.errors import UserError
+from search.lease import is_lease
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -33,6 +34,9 @@ def serve(storage: BaseStorage, host: str, port: int, say: Callable[[str], None]
     Raises:
         UserError: the port is taken.
     """
+    listed = storage.get_all_studies
+    # Leases are studies for the storage's sake alone; nobody wants to see them.
+    storage.get_all_studies = lambda: [study for study in listed() if not is_lease(study.study_name)]  # type: ignore[method-assign]
     try:
         server = make_server(host, port, wsgi(storage), server_class=_Server, handler_class=_Handler)
     except OSError as error:

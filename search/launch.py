@@ -34,14 +34,14 @@ class Ended:
 
 
 def launch(
-    space: Space, *, url: str, root: str, address: str | None = None, wait_for_nodes: bool = False, view: View
+    space: Space, *, url: str, root: str | None, address: str | None = None, wait_for_nodes: bool = False, view: View
 ) -> Ended:
     """Search a space, from its start or from where its study stands.
 
     Args:
         space: a checked space file.
         url: storage URL.
-        root: output root.
+        root: output root; None for that of the study, or the default one.
         address: of a Ray cluster; None starts one on this machine.
         wait_for_nodes: go on though no trial fits yet.
         view: what the user sees.
@@ -49,6 +49,7 @@ def launch(
     Raises:
         UserError: what the user can mend; nothing has been started or lost.
     """
+    absolute = None if root is None else output.absolute(root)
     store = storage.open_storage(url)
     check_trainable(space)
     if address is None:
@@ -56,7 +57,7 @@ def launch(
     with cluster.connected(address):
         capacity = cluster.Capacity(space)
         parallel = capacity.require(wait_for_nodes)
-        with contextlib.closing(study.create(store, space, output.absolute(root), parallel)) as opened:
+        with contextlib.closing(study.create(store, space, absolute, parallel)) as opened:
             return _drive(opened, capacity, view)
 
 

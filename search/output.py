@@ -20,6 +20,8 @@ from pyarrow import fs
 
 from search.errors import OutputError
 
+DEFAULT = "./vqsearch-output"
+
 
 def folder_of(study: str, number: int, step: int) -> str:
     """The folder of one checkpoint, relative to the root."""

@@ -162,13 +162,13 @@ def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
     return trials[number]
 
 
-def create(storage: BaseStorage, wanted: Space, root: str, parallel: int) -> OpenStudy:
+def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int) -> OpenStudy:
     """Open the study of a space file: a new one, or the one of this name if it searches the same.
 
     Args:
         storage: where it is to be.
         wanted: the space.
-        root: output root, absolute.
+        root: output root, absolute; None for that of the study, or the default one.
         parallel: trials that can run at once, for the number of quasi-random trials of a new study.
 
     Raises:
@@ -180,7 +180,14 @@ def create(storage: BaseStorage, wanted: Space, root: str, parallel: int) -> Ope
     if wanted.study in known and records.SPACE in known[wanted.study].user_attrs:
         study, stored = load(storage, wanted.study)
         _refuse_a_change(stored, wanted)
-        return _open(storage, study, wanted, records.output(study))
+        there = records.output(study)
+        if root not in (None, there):
+            raise StudyError(
+                f"{wanted.study}: its checkpoints lie in {there}, not in {root}; if they have moved: "
+                f"vqsearch resume --study {wanted.study} --output {root}"
+            )
+        return _open(storage, study, wanted, there)
+    root = root or output.absolute(output.DEFAULT)
     output.check(root)
     if wanted.study not in known:
         with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # The lease decides between two drivers.

@@ -11,6 +11,7 @@ import urllib.request
 import optuna
 import pytest
 
+from search.lease import Lease
 from search.storage import open_storage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,10 +53,12 @@ def address(study, tmp_path):
         assert process.wait(timeout=20) == 130
 
 
-def test_it_serves_the_studies_of_a_storage(address):
+def test_it_serves_the_studies_of_a_storage_but_no_leases(address, tmp_path):
+    lease = Lease(open_storage(f"sqlite:///{tmp_path}/vqsearch.db"), "faces")
     with urllib.request.urlopen(f"{address}/api/studies") as answer:
         studies = json.load(answer)["study_summaries"]
     assert [study["study_name"] for study in studies] == ["faces"]
+    lease.release()
 
 
 def test_a_port_that_is_taken_is_named(address, tmp_path):
