@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import optuna
+
 from search import cluster, output, storage, study
 from search.errors import SpaceError, VqsearchError
 from search.progress import View
@@ -51,6 +53,9 @@ def launch(
     """
     absolute = None if root is None else output.absolute(root)
     store = storage.open_storage(url)
+    known = study.existing(store, space, absolute)
+    if known is not None and _nothing_left(known, space.budget.trials, view):
+        return Ended()
     check_trainable(space)
     if address is None:
         prepare_data(space, view)
@@ -84,7 +89,9 @@ def resume(
         UserError: what the user can mend; nothing has been started or lost.
     """
     store = storage.open_storage(url, create=False)
-    _, space = study.load(store, name)
+    known, space = study.load(store, name)
+    if _nothing_left(known, trials or space.budget.trials, view):
+        return Ended()
     check_trainable(space)
     if address is None:
         prepare_data(space, view)
@@ -94,6 +101,13 @@ def resume(
         moved = None if root is None else output.absolute(root)
         with contextlib.closing(study.resume(store, name, trials, moved)) as opened:
             return _drive(opened, capacity, view)
+
+
+def _nothing_left(known: optuna.Study, budget: int, view: View) -> bool:
+    if study.spent(known, budget):
+        view.message(f"the budget of {budget} trials is spent; --trials N makes it a larger one")
+        return True
+    return False
 
 
 def check_trainable(space: Space) -> None:

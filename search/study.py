@@ -162,6 +162,37 @@ def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
     return trials[number]
 
 
+def existing(storage: BaseStorage, wanted: Space, root: str | None) -> optuna.Study | None:
+    """The study of a space file, if there is one.
+
+    Args:
+        storage: where it may be.
+        wanted: the space.
+        root: output root, absolute; None for that of the study.
+
+    Raises:
+        StudyError: it searches something else, or keeps its checkpoints elsewhere; the message shows the difference
+            and the ways on.
+    """
+    if wanted.study not in studies(storage):
+        return None
+    study, stored = load(storage, wanted.study)
+    _refuse_a_change(stored, wanted)
+    there = records.output(study)
+    if root not in (None, there):
+        raise StudyError(
+            f"{wanted.study}: its checkpoints lie in {there}, not in {root}; if they have moved: "
+            f"vqsearch resume --study {wanted.study} --output {root}"
+        )
+    return study
+
+
+def spent(study: optuna.Study, budget: int) -> bool:
+    """Whether a study has finished as many trials as its budget allows, and none waits or runs."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(records.counts(t) for t in trials) >= budget and all(t.state.is_finished() for t in trials)
+
+
 def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int) -> OpenStudy:
     """Open the study of a space file: a new one, or the one of this name if it searches the same.
 
@@ -176,20 +207,12 @@ def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int)
         LeaseError: another driver runs it.
         OutputError: the output root can't be written.
     """
-    known = {summary.study_name: summary for summary in storage.get_all_studies()}
-    if wanted.study in known and records.SPACE in known[wanted.study].user_attrs:
-        study, stored = load(storage, wanted.study)
-        _refuse_a_change(stored, wanted)
-        there = records.output(study)
-        if root not in (None, there):
-            raise StudyError(
-                f"{wanted.study}: its checkpoints lie in {there}, not in {root}; if they have moved: "
-                f"vqsearch resume --study {wanted.study} --output {root}"
-            )
-        return _open(storage, study, wanted, there)
+    study = existing(storage, wanted, root)
+    if study is not None:
+        return _open(storage, study, wanted, records.output(study))
     root = root or output.absolute(output.DEFAULT)
     output.check(root)
-    if wanted.study not in known:
+    if wanted.study not in {summary.study_name for summary in storage.get_all_studies()}:
         with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # The lease decides between two drivers.
             storage.create_new_study([StudyDirection[wanted.objective.direction.upper()]], wanted.study)
     study = optuna.load_study(study_name=wanted.study, storage=storage)

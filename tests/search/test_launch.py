@@ -107,11 +107,12 @@ def test_pruned_trials_keep_the_point_at_which_they_were_stopped(searched):
             assert trial.user_attrs["reason"].startswith("val/psnr ")
 
 
-def test_a_finished_search_launched_again_has_nothing_to_do(searched):
+def test_a_finished_search_launched_again_says_that_its_budget_is_spent(searched):
     folder, _ = searched
     before = [trial.datetime_complete for trial in trials(folder)]
     baseline = "baselines=[{optimizer.lr: 2.0e-3, quantizer.codebook_size: 64}]"
-    vqsearch("launch", "tiny.yaml", "--trials", "6", "--set", baseline, cwd=folder)
+    for command in (["launch", "tiny.yaml", "--trials", "6", "--set", baseline], ["resume"]):
+        assert "the budget of 6 trials is spent; --trials N makes it a larger one" in vqsearch(*command, cwd=folder)
     assert [trial.datetime_complete for trial in trials(folder)] == before
 
 
