@@ -147,7 +147,10 @@ def prepare_data(space: Space, view: View) -> None:
         f"{space.base.data.resolution} px"
     )
     if splits.skipped:
-        view.message(f"{len(splits.skipped):,} files could not be read and are skipped:")
+        count = len(splits.skipped)
+        view.message(
+            f"{count:,} {'file could not be read and is' if count == 1 else 'files could not be read and are'} skipped:"
+        )
         for line in splits.skipped[:SHOWN]:
             view.message(f"  {line}")
         if len(splits.skipped) > SHOWN:

@@ -42,7 +42,7 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
 
 def redact(url: str) -> str:
     """The URL without its password."""
-    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", url)
+    return re.sub(r"(://[^/@:]*):[^/]+@", r"\1:***@", url)
 
 
 def _journal(path: Path, create: bool) -> BaseStorage:

@@ -117,6 +117,14 @@ def test_bad_input_gives_one_line_and_exit_2(tiny_file, case):
     assert not (tiny_file.parent / "vqsearch.db").exists() or case == "a missing folder of images"
 
 
+def test_a_storage_that_does_not_answer_gives_one_line_without_the_password(tiny_file):
+    url = "postgresql://me:secret@127.0.0.1:1/x"
+    for command in (["status"], ["launch", "tiny.yaml"], ["resume"]):
+        line = refused(*command, "--storage", url, cwd=tiny_file.parent)
+        assert line.startswith("vqsearch: postgresql://me:***@127.0.0.1:1/x: the storage can't be opened: ")
+        assert "secret" not in line
+
+
 def test_a_study_of_other_software_is_refused(foreign):
     assert refused("status", "--study", "theirs", cwd=foreign) == (
         "vqsearch: theirs: this study was not made by vqsearch, so nothing can be said of it; it holds no search of "

@@ -156,6 +156,22 @@ def test_the_best_model_is_exported_and_reconstructs_a_picture(searched, tmp_pat
     assert vqvae.load(tmp_path / "model").resolution == 64
 
 
+def test_a_trial_that_is_not_there_is_refused(searched, tmp_path):
+    folder, _ = searched
+    printed = vqsearch("export", "--trial", "99", "--to", str(tmp_path / "x"), cwd=folder, check=2)
+    assert printed == "vqsearch: tiny: no trial 99; the numbers go from 0 to 5\n"
+    printed = vqsearch("train", "--trial", "-1", "--to", str(tmp_path / "x"), cwd=folder, check=2)
+    assert printed == "vqsearch: tiny: no trial -1; the numbers go from 0 to 5\n"
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_export_does_not_overwrite(searched, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").write_text("")
+    printed = vqsearch("export", "--to", str(tmp_path / "x"), cwd=searched[0], check=2)
+    assert printed == f"vqsearch: {tmp_path}/x: expected a folder that is new or empty\n"
+
+
 def test_a_trial_is_trained_again_by_itself_and_gives_the_same_model(searched, tmp_path):
     from safetensors.torch import load_file
 
@@ -254,3 +270,20 @@ def test_a_diverged_trial_is_pruned_with_its_reason_and_the_search_goes_on(tiny_
     assert diverged
     assert all(trial.state == TrialState.PRUNED and "expected a finite value" in trial.user_attrs["reason"]
                for trial in diverged)  # fmt: skip
+
+
+def test_a_corrupt_picture_is_skipped_counted_and_named(tiny_file, tmp_path):
+    from skimage import data
+    from skimage.io import imsave
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for row in range(4):
+        for column in range(4):
+            imsave(folder / f"{row}{column}.png", data.astronaut()[row * 128 :, column * 128 :][:128, :128])
+    (folder / "broken.jpg").write_bytes(b"no picture at all")
+    source = f"train.data={{source: folder, path: {folder}, resolution: 64, cache: {tmp_path}/cache}}"
+    printed = vqsearch("launch", str(tiny_file), "--trials", "1", "--set", source, cwd=tmp_path)
+    assert "1 file could not be read and is skipped:\n" in printed
+    assert "broken.jpg: " in printed
+    assert counted(tmp_path) == 1
