@@ -1,10 +1,14 @@
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
-import time
+import tempfile
+from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from search.errors import StorageError
 from search.storage import open_storage, redact
@@ -60,17 +64,141 @@ def test_a_server_that_does_not_answer_is_named_without_its_password():
     assert "secret" not in str(caught.value)
 
 
-def test_a_password_is_hidden():
-    assert redact("postgresql://me:a@b:c@host/x") == "postgresql://me:***@host/x"
-    assert redact("postgresql://me@host/x") == "postgresql://me@host/x"
-    assert redact("sqlite:///a.db") == "sqlite:///a.db"
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgresql://me@host:abc/x", "this is no storage URL: the port must be a number"),
+        ("oracular://host/x", "this is no storage URL"),
+        ("sqlite:///{tmp}/a.db?timeout=soon", "the storage can't be opened: could not convert string to float: 'soon'"),
+    ],
+)
+def test_a_url_that_means_nothing_is_refused(tmp_path, url, problem):
+    url = url.format(tmp=tmp_path)
+    with pytest.raises(StorageError) as caught:
+        open_storage(url)
+    assert str(caught.value) == f"{url}: {problem}"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"]
+)
+def test_a_database_in_memory_is_refused(url):
+    with pytest.raises(StorageError) as caught:
+        open_storage(url)
+    expected = "a database in memory is gone with this process; expected a file: sqlite:///vqsearch.db"
+    assert str(caught.value) == f"{url}: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://me:a@b:c@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://me:a/b@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://me:a?b@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://me@corp:secret@host/x", "postgresql://me@corp:***@host/x"),
+        ("postgresql://:secret@host/x", "postgresql://:***@host/x"),
+        ("postgresql://me:secret@host/x?options=a@b", "postgresql://me:***@host/x?options=a@b"),
+        ("postgresql://host:5432/x?user=me&password=a@b", "postgresql://host:5432/x?user=me&password=***"),
+        ("postgresql://host/x?password=a:b&user=me", "postgresql://host/x?password=***&user=me"),
+        ("postgresql://host/x?user=me&sslpassword=secret", "postgresql://host/x?user=me&sslpassword=***"),
+        ("mysql://me:secret@host/x?passwd=secret", "mysql://me:***@host/x?passwd=***"),
+        ("postgresql://me@host:5432/x", None),
+        ("postgresql://host:5432/x?user=me", None),
+        ("postgresql://host/x?passfile=/home/me/.pgpass", None),
+        ("sqlite:///a.db", None),
+        ("sqlite:////folder:1/a@b.db", None),
+        ("journal:////folder:1/a@b", None),
+    ],
+)
+def test_passwords_are_hidden_and_nothing_else(url, shown):
+    assert redact(url) == (shown or url)
+    password = sqlalchemy.make_url(url).password if url != "postgresql://me:a@b:c@host/x" else "a@b:c"
+    assert not password or f":{password}@" not in redact(url)
+
+
+@pytest.fixture
+def shared():
+    """A folder with a study in `a.db` that this process may read and not write, be it root's."""
+    folder = Path(tempfile.mkdtemp())
+    user = os.geteuid()
+    storage = open_storage(f"sqlite:///{folder}/a.db")
+    optuna.create_study(study_name="a", storage=storage).ask()
+    storage.engine.dispose()
+    assert [path.name for path in folder.iterdir()] == ["a.db"]
+    (folder / "a.db").chmod(0o444)
+    folder.chmod(0o555)
+    if not user:
+        os.seteuid(65534)
+    yield folder
+    if not user:
+        os.seteuid(user)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_database_in_a_folder_that_can_only_be_read_is_read(shared):
+    study = optuna.load_study(study_name="a", storage=open_storage(f"sqlite:///{shared}/a.db", create=False))
+    assert len(study.trials) == 1
+
+
+def test_a_database_that_can_only_be_read_is_refused_to_a_writer(shared):
+    with pytest.raises(StorageError) as caught:
+        open_storage(f"sqlite:///{shared}/a.db")
+    problem = "the storage can't be opened: attempt to write a readonly database"
+    assert str(caught.value) == f"sqlite:///{shared}/a.db: {problem}"
+
+
+def _journal_with_a_trial(path):
+    optuna.create_study(study_name="a", storage=open_storage(f"journal://{path}")).ask()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda lines: lines[:20] + lines[30:], "damaged, or no journal of Optuna: "),
+        (lambda lines: b"{}\n" + lines, "damaged, or no journal of Optuna: 'op_code'\n"),
+        (lambda lines: b'{"op_code": 99}\n' + lines, "damaged, or no journal of Optuna: "),
+        (lambda lines: b"SQLite format 3\0" + lines, "this is no journal of Optuna\n"),
+        (lambda lines: b"hello", "this is no journal of Optuna\n"),
+        (
+            lambda lines: lines[:-9],
+            "the last line is cut off, by a write that never ended; "
+            "expected whole lines: sed -i '$d' '{path}' removes it\n",
+        ),
+    ],
+)
+def test_a_journal_that_is_none_or_damaged_is_refused_in_a_line(tmp_path, damage, problem):
+    path = tmp_path / "a"
+    path.write_bytes(damage(_journal_with_a_trial(path)))
+    with pytest.raises(StorageError) as caught:
+        open_storage(f"journal://{path}", create=False)
+    assert f"{caught.value}\n".startswith(f"journal://{path}: {problem.format(path=path)}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_journal_whose_last_line_is_cut_off_goes_on_as_its_message_says(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(_journal_with_a_trial(path)[:-9])
+    subprocess.run(["sed", "-i", "$d", path], check=True)
+    assert optuna.load_study(study_name="a", storage=open_storage(f"journal://{path}")).trials == []
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    with pytest.raises(StorageError) as caught:
+        open_storage(f"journal://{tmp_path}")
+    assert str(caught.value) == f"journal://{tmp_path}: this is a folder; expected a file"
 
 
 def test_processes_that_make_a_database_at_the_same_moment_all_get_it(tmp_path):
-    script = f"from search import storage; import sys; sys.stdin.read(); storage.open_storage('sqlite:///{tmp_path}/a')"
-    command = [sys.executable, "-c", script]
-    makers = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    time.sleep(3)
+    script = (
+        "import sys; from search import storage; print('ready', flush=True); sys.stdin.read(); "
+        f"storage.open_storage('sqlite:///{tmp_path}/a')"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    makers = [subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) for _ in range(4)]
+    assert [maker.stdout.readline() for maker in makers] == ["ready\n"] * 4
     for maker in makers:
         maker.stdin.close()
     assert [maker.wait() for maker in makers] == [0] * 4
