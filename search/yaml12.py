@@ -7,6 +7,7 @@ lets the last of two equal keys win without a word.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,8 +45,20 @@ def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
-TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+TAGS: Mapping[str, type[yaml.Node]] = {
+    "tag:yaml.org,2002:map": yaml.MappingNode,
+    "tag:yaml.org,2002:seq": yaml.SequenceNode,
+    **{f"tag:yaml.org,2002:{kind}": yaml.ScalarNode for kind in ("str", "int", "float", "bool", "null")},
+}
 """What a document may hold: nothing that makes a Python object."""
+
+MAX_VALUES = 100_000
+"""Values of a document, its aliases expanded: ten lines of aliases of aliases make billions."""
+
+MAX_DEPTH = 100
+"""Mappings and lists in one another; Python's own stack ends at several hundred."""
+
+TOO_DEEP = f"more than {MAX_DEPTH} mappings and lists in one another"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,47 +100,85 @@ def parse(text: str, name: str) -> Document:
         name: the file it came from, for messages.
 
     Raises:
-        SpaceError: no YAML, a duplicate key or a key that is not text, with its line.
+        SpaceError: no YAML, a duplicate key, a key that is not text, a value that does not fit its tag, or more
+            values or levels than any space has; with its line.
     """
     lines: dict[Path, int] = {}
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        value = None if node is None else _construct(loader, node, (), lines, name)
+        value = None if node is None else _construct(loader, node, (), (), lines, name)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
         raise SpaceError(where, "", f"this is no valid YAML: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
         raise SpaceError(name, "", f"this is no text in UTF-8: {error.reason}") from None
+    except RecursionError:  # of PyYAML's parser, before anything is constructed
+        raise SpaceError(f"{name}:{loader.line + 1}", "", TOO_DEEP) from None
     finally:
         loader.dispose()
     return Document(name=name, value=value, lines=lines)
 
 
-def _construct(loader: _Loader, node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> Any:
-    lines.setdefault(path, node.start_mark.line + 1)
+def _construct(
+    loader: _Loader,
+    node: yaml.Node,
+    path: Path,
+    above: tuple[yaml.Node, ...],
+    lines: dict[Path, int],
+    name: str,
+) -> Any:
+    line = lines.setdefault(path, node.start_mark.line + 1)
     if node.tag not in TAGS:
-        raise SpaceError(f"{name}:{node.start_mark.line + 1}", dotted(path), f"the tag {node.tag} is not allowed")
+        raise _refusal(name, node, path, f"the tag {node.tag} is not allowed")
+    if not isinstance(node, TAGS[node.tag]):
+        raise _refusal(name, node, path, f"this is no {_kind(node)}")
+    if len(lines) > MAX_VALUES:
+        top = lines[path[:1]]
+        raise SpaceError(f"{name}:{top}", "", f"more than {MAX_VALUES} values, those of aliases counted each time")
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(loader, node, path, name)
+    if any(node is each for each in above):
+        raise SpaceError(f"{name}:{line}", dotted(path), "this alias stands inside of what it refers to")
+    if len(above) >= MAX_DEPTH:
+        raise _refusal(name, node, (), TOO_DEEP)
+    above = (*above, node)
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            key = _key(loader, key_node, path, name)
             line = key_node.start_mark.line + 1
-            key = loader.construct_object(key_node)
-            if not isinstance(key, (str, int, float, bool)):
-                raise SpaceError(f"{name}:{line}", dotted(path), "a key must be text")
-            key = str(key_node.value)
             if key in mapping:
                 first = lines[(*path, key)]
                 raise SpaceError(
                     f"{name}:{line}", dotted((*path, key)), f"this key stands here a second time; first in line {first}"
                 )
             lines[(*path, key)] = line
-            mapping[key] = _construct(loader, value_node, (*path, key), lines, name)
+            mapping[key] = _construct(loader, value_node, (*path, key), above, lines, name)
         return mapping
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(loader, item, (*path, index), lines, name) for index, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    return [_construct(loader, item, (*path, index), above, lines, name) for index, item in enumerate(node.value)]
+
+
+def _key(loader: _Loader, node: yaml.Node, path: Path, name: str) -> str:
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in TAGS or _scalar(loader, node, path, name) is None:
+        raise _refusal(name, node, path, "a key must be text")
+    return str(node.value)
+
+
+def _scalar(loader: _Loader, node: yaml.Node, path: Path, name: str) -> Any:
+    try:
+        return loader.construct_object(node)
+    except (ValueError, LookupError):  # also of text without a tag: Python reads no integers of 5000 digits
+        raise _refusal(name, node, path, f"{textwrap.shorten(node.value, 40)!r} is no {_kind(node)}") from None
+
+
+def _kind(node: yaml.Node) -> str:
+    return str(node.tag.rpartition(":")[2])
+
+
+def _refusal(name: str, node: yaml.Node, path: Path, problem: str) -> SpaceError:
+    return SpaceError(f"{name}:{node.start_mark.line + 1}", dotted(path), problem)
 
 
 def scalar(text: str) -> Any:

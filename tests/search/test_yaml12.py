@@ -46,6 +46,62 @@ def test_no_python_object_is_ever_made():
         yaml12.parse("a: !!python/object/apply:os.getcwd []\n", "x.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x: 1\na: !!int foo\n", "x.yaml:2: a: 'foo' is no int"),
+        ("x: 1\na: [!!float '']\n", "x.yaml:2: a[0]: '' is no float"),
+        ("a: !!bool perhaps\n", "x.yaml:1: a: 'perhaps' is no bool"),
+        ("x: 1\n!!int foo: 1\n", "x.yaml:2: 'foo' is no int"),
+        (f"a: 1{'0' * 5000}\n", "x.yaml:1: a: '[...]' is no int"),
+        ("a: !!map foo\n", "x.yaml:1: a: this is no map"),
+        ("a: !!int [1]\n", "x.yaml:1: a: this is no int"),
+        ("x:\n  ~: 1\n", "x.yaml:2: x: a key must be text"),
+        ("x:\n  [1]: 1\n", "x.yaml:2: x: a key must be text"),
+        ("x:\n  !!binary x: 1\n", "x.yaml:2: x: a key must be text"),
+    ],
+)
+def test_a_value_or_key_that_does_not_fit_is_an_error_with_its_line(text, message):
+    with pytest.raises(SpaceError) as caught:
+        yaml12.parse(text, "x.yaml")
+    assert str(caught.value) == message
+
+
+def test_aliases_are_expanded():
+    document = yaml12.parse("a: &x {b: [1]}\nc: *x\nd: [*x, *x]\n", "x.yaml")
+    assert document.value == {"a": {"b": [1]}, "c": {"b": [1]}, "d": [{"b": [1]}] * 2}
+    assert document.where(("c", "b")) == "x.yaml:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("x: 1\na: &x {b: *x}\n", "x.yaml:2: a.b"),
+        ("x: 1\na: &x\n  - c\n  - d: [*x]\n", "x.yaml:2: a[1].d[0]"),
+        ("&x [*x]", "x.yaml:1: [0]"),
+    ],
+)
+def test_an_alias_of_what_holds_it_is_refused(text, where):
+    with pytest.raises(SpaceError) as caught:
+        yaml12.parse(text, "x.yaml")
+    assert str(caught.value) == f"{where}: this alias stands inside of what it refers to"
+
+
+def test_aliases_of_aliases_do_not_explode():
+    levels = [f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]" for level in range(1, 12)]
+    with pytest.raises(SpaceError) as caught:
+        yaml12.parse("\n".join(["l0: &l0 1", *levels]), "x.yaml")
+    assert str(caught.value) == "x.yaml:6: more than 100000 values, those of aliases counted each time"
+
+
+@pytest.mark.parametrize("depth", [101, 100_000])
+def test_a_document_that_is_too_deep_is_refused(depth):
+    with pytest.raises(SpaceError) as caught:
+        yaml12.parse("\n" + "[" * depth + "]" * depth, "x.yaml")
+    assert str(caught.value) == "x.yaml:2: more than 100 mappings and lists in one another"
+    assert yaml12.scalar("[" * 100 + "1" + "]" * 100)
+
+
 def test_a_key_knows_its_line_and_a_missing_one_that_of_its_parent():
     document = yaml12.parse("a:\n  b: 1\nc:\n- x\n- y\n", "x.yaml")
     assert document.where(("a", "b")) == "x.yaml:2"
