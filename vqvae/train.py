@@ -225,13 +225,15 @@ class _Run:
 
         Raises:
             CheckpointError: no checkpoint, a damaged one, or one of another run.
+            OutOfMemory: of the device.
         """
         state = checkpoint.read(folder)
         _require_same_run(state, self.config, folder)
         try:
-            self.model.load_state_dict(state.model)
-            self.average.load_state_dict(state.ema)
-            restore_optimizer(self.optimizer, self.model, state.optimizer)
+            with self._memory():  # inside, since memory that ends is a RuntimeError too
+                self.model.load_state_dict(state.model)
+                self.average.load_state_dict(state.ema)
+                restore_optimizer(self.optimizer, self.model, state.optimizer)
             self.evaluated_at, self.metrics = state.progress["evaluated_at"], state.progress["metrics"]
             self.meter.sums, self.meter.steps = state.progress["sums"], state.progress["summed_steps"]
         except (RuntimeError, KeyError) as error:
@@ -300,8 +302,13 @@ class _Run:
     @torch.no_grad()
     def _sheet(self) -> NDArray[np.uint8]:
         rows = np.unique(np.linspace(0, len(self.held_out) - 1, SHEET_IMAGES).round().astype(int))
-        originals = to_images(self.held_out[rows]).to(self.device)
-        return sheet(originals, self.average(originals).images)
+        originals = to_images(self.held_out[rows])
+        with self._memory():
+            made = [
+                self.average(part.to(self.device)).images.cpu()
+                for part in torch.split(originals, self.config.micro_batch)
+            ]
+        return sheet(originals, torch.cat(made))
 
     @contextmanager
     def _memory(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from PIL import Image
 from vqvae import train as trainer
 from vqvae.checkpoint import CheckpointError
 from vqvae.config import ConfigError, TrainConfig, replace
+from vqvae.model import VQVAE
 from vqvae.train import Diverged, train
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -276,6 +277,58 @@ def test_the_device_running_out_of_memory_is_told_with_the_micro_batch(monkeypat
         next(train(tiny()))
     expected = "out of memory on cpu at a micro-batch of 8 images of 32 pixels; expected a smaller micro_batch or model"
     assert str(caught.value) == expected
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """What goes through a model: whether it trains, and how many images at once."""
+    seen = []
+    forward = VQVAE.forward
+
+    def spy(self, images):
+        seen.append((self.training, len(images)))
+        return forward(self, images)
+
+    monkeypatch.setattr(VQVAE, "forward", spy)
+    return seen
+
+
+def test_never_more_than_a_micro_batch_goes_through_the_model(batches):
+    (report,) = train(tiny(steps=1, micro_batch=4, evaluation__images=10))
+    assert batches == [(True, 4)] * 2 + [(False, 4), (False, 4), (False, 2)] * 2
+    assert report.pictures["reconstructions"].shape == (2 * 2 * 32, 8 * 32, 3)
+
+
+def test_the_sheet_shows_the_same_whatever_the_micro_batch():
+    small, large = (next(train(tiny(steps=1, micro_batch=size))) for size in (2, 8))
+    difference = small.pictures["reconstructions"].astype(int) - large.pictures["reconstructions"]
+    assert abs(difference).max() <= 1
+
+
+def test_memory_that_ends_while_the_sheet_is_made_is_told(monkeypatch):
+    forward = VQVAE.forward
+    calls = []
+
+    def exhausted(self, images):
+        calls.append(images)
+        if len(calls) > 3:  # one of training, two of the evaluation of 12 images
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images)
+
+    monkeypatch.setattr(VQVAE, "forward", exhausted)
+    with pytest.raises(trainer.OutOfMemory):
+        next(train(tiny(steps=1)))
+
+
+def test_memory_that_ends_while_a_checkpoint_is_restored_is_told(tmp_path, monkeypatch):
+    saved(tiny(rungs=[2]), 2, tmp_path / "a")
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", exhausted)
+    with pytest.raises(trainer.OutOfMemory):
+        next(train(tiny(rungs=[2]), resume=tmp_path / "a"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
