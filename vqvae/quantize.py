@@ -115,14 +115,22 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 products, whatever the trainer chose for the rest."""
+    """No TF32 or bfloat16 inside float32 products, whatever the trainer chose for the rest.
+
+    torch keeps this choice twice, and raises where a getter of the older kind finds that the two differ: both are set.
+    """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # they differ already
+        older = None
+    torch.set_float32_matmul_precision("highest")  # sets the backends too
     try:
         yield
     finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
 

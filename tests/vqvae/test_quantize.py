@@ -1,5 +1,7 @@
 """The vector quantizer: nearest codes, gradients, terms, memory."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,19 +88,38 @@ class _Precisions(TorchDispatchMode):
         if "mm" in str(func):
             backends = torch.backends
             self.seen.add((backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision))
+            assert not backends.cuda.matmul.allow_tf32  # the older getter, which raises where old and new differ
         return func(*args, **(kwargs or {}))
 
 
-def test_the_search_multiplies_without_tf32_and_bfloat16_whatever_is_set() -> None:
+@pytest.fixture
+def _precision_kept() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with _Precisions() as precisions:
-            nearest_codes(torch.randn(9, 2), torch.randn(4, 2))
-        assert precisions.seen == {("ieee", "ieee")}
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_precision_kept")
+@pytest.mark.parametrize("setting", ["high", "medium"])
+def test_the_search_multiplies_without_tf32_and_bfloat16_whatever_is_set(setting: str) -> None:
+    torch.set_float32_matmul_precision(setting)
+    of_cuda, of_mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = (of_cuda.fp32_precision, of_mkldnn.fp32_precision)
+    with _Precisions() as precisions:
+        nearest_codes(torch.randn(9, 2), torch.randn(4, 2))
+    assert precisions.seen == {("ieee", "ieee")}
+    assert torch.get_float32_matmul_precision() == setting
+    assert (of_cuda.fp32_precision, of_mkldnn.fp32_precision) == before != ("ieee", "ieee")
+    assert of_cuda.allow_tf32
+
+
+@pytest.mark.usefixtures("_precision_kept")
+def test_a_precision_that_was_set_for_the_backends_alone_comes_back() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with _Precisions() as precisions:
+        nearest_codes(torch.randn(9, 2), torch.randn(4, 2))
+    assert precisions.seen == {("ieee", "ieee")}
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def test_the_search_is_in_float32_whatever_autocast_says() -> None:
