@@ -96,14 +96,14 @@ def launch(
     from search import space as spaces
     from search.progress import View
 
-    flags = [*overrides, *([f"study={study}"] if study else []), *([f"budget.trials={trials}"] if trials else [])]
-    loaded = spaces.load(space, flags)
+    loaded = spaces.load(space, overrides, study=study, trials=trials)
     url = _storage(storage, loaded)
+    _keep_secrets(storage, address)
     view = View(_console(), quiet)
     ended = launching.launch(
         loaded, url=url, root=output or loaded.output, address=address, wait_for_nodes=wait_for_nodes, view=view
     )
-    _finish(ended.signal, url, loaded.study)
+    _finish(ended, url, loaded.study, storage)
 
 
 @cli.command(epilog="vqsearch resume\nvqsearch resume --storage postgresql://me@db/studies --study mamba --trials 128")
@@ -113,6 +113,9 @@ def launch(
 @click.option("--output", metavar="DIR", help="Where the output root is now, if it has moved.")
 @address_option
 @wait_option
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set budget, parallel or resources of the study."
+)
 @quiet_option
 def resume(
     storage: str | None,
@@ -121,26 +124,30 @@ def resume(
     output: str | None,
     address: str | None,
     wait_for_nodes: bool,
+    overrides: tuple[str, ...],
     quiet: bool,
 ) -> None:
     """Go on with a study, from its storage alone."""
     from search import launch as launching
     from search import study as studies
     from search.progress import View
+    from search.space import assignment
     from search.storage import open_storage
 
     url = _storage(storage)
+    _keep_secrets(storage, address)
     loaded, _ = studies.load(open_storage(url, create=False), study)
+    changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
     ended = launching.resume(
         url=url,
         name=loaded.study_name,
-        trials=trials,
+        changes=changes,
         root=output,
         address=address,
         wait_for_nodes=wait_for_nodes,
         view=View(_console(), quiet),
     )
-    _finish(ended.signal, url, loaded.study_name)
+    _finish(ended, url, loaded.study_name, storage)
 
 
 @cli.command(epilog="vqsearch status --study demo")
@@ -294,7 +301,15 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _finish(signal: int, url: str, name: str) -> None:
+def _keep_secrets(storage: str | None, address: str | None) -> None:
+    """A cluster's Ray shows the command line of every driver to all of its users."""
+    from search.storage import redact
+
+    if storage and address and redact(storage) != storage:
+        raise UserError("--storage holds a password that --address would show to the cluster; set $VQSEARCH_STORAGE")
+
+
+def _finish(signal: int, url: str, name: str, storage: str | None) -> None:
     """The last lines of a launch: what it came to, and what to do next."""
     from search import progress
     from search import study as studies
@@ -303,7 +318,7 @@ def _finish(signal: int, url: str, name: str) -> None:
     loaded, space = studies.load(open_storage(url, create=False), name)
     for line in progress.summary(loaded, space):
         click.echo(line)
-    flags = "" if url == DEFAULT_STORAGE else f" --storage '{redact(url)}'"
+    flags = f" --storage '{redact(storage)}'" if storage else ""
     if signal:
         click.echo(f"go on with: vqsearch resume{flags} --study {name}")
         sys.exit(128 + signal)

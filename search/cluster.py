@@ -7,12 +7,12 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from search.errors import ResourceError
-from search.space import Space
+from search.errors import ResourceError, SearchError
+from search.space import Resources, Space
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,6 +47,8 @@ def connected(address: str | None) -> Iterator[None]:
         else:
             ray.init(address=address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise SearchError(f"Ray can't be started on this machine: {error}") from error
         raise ResourceError(f"--address {address}: no Ray cluster answers there: {error}") from None
     try:
         yield
@@ -74,10 +76,7 @@ class Capacity:
         return self._value
 
     def _fit(self) -> int:
-        there, need = _resources(), self._space.resources
-        fits = math.floor(there["CPU"] / need.cpus + 1e-9)
-        if need.gpus:
-            fits = min(fits, math.floor(there["GPU"] / need.gpus + 1e-9))
+        fits = sum(fitting(node, self._space.resources) for node in _nodes())
         return fits if self._space.parallel is None else min(fits, self._space.parallel)
 
     def require(self, wait_for_nodes: bool) -> int:
@@ -92,22 +91,36 @@ class Capacity:
         fits = self()
         if fits or wait_for_nodes:
             return max(fits, 1)
-        there, need = _resources(), self._space.resources
+        need = self._space.resources
+        most = {kind: max((node.get(kind, 0.0) for node in _nodes()), default=0.0) for kind in ("GPU", "CPU")}
         missing = [
-            f"{wanted:g} {name}s (the cluster has {there[key]:g}; --set resources.{name.lower()}s={there[key]:g})"
-            for name, key, wanted in (("GPU", "GPU", need.gpus), ("CPU", "CPU", need.cpus))
-            if wanted > there[key]
-        ]
+            f"{wanted:g} {kind}s (the largest node has {most[kind]:g}; --set resources.{kind.lower()}s={most[kind]:g})"
+            for kind, wanted in (("GPU", need.gpus), ("CPU", need.cpus))
+            if wanted > most[kind]
+        ] or ["GPUs and CPUs that no node has together"]
         raise ResourceError(
             f"a trial asks for {' and '.join(missing)}; or start nodes that have them, and --wait-for-nodes"
         )
 
 
-def _resources() -> dict[str, float]:
+def fitting(node: Mapping[str, float], need: Resources) -> int:
+    """Trials that fit on one node at once: a fraction of a GPU never spans two.
+
+    Args:
+        node: CPU and GPU -> how many it has.
+        need: what one trial asks for.
+    """
+    fits = math.floor(node.get("CPU", 0.0) / need.cpus + 1e-9)
+    if need.gpus:
+        fits = min(fits, math.floor(node.get("GPU", 0.0)) * math.floor(1 / need.gpus + 1e-9))
+    return fits
+
+
+def _nodes() -> list[Mapping[str, float]]:
     import ray
 
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return {"CPU": float(there.get("CPU", 0)), "GPU": float(there.get("GPU", 0))}
+    nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 class _Control:

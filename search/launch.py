@@ -7,14 +7,13 @@ import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import optuna
 
 from search import cluster, output, storage, study
-from search.errors import SpaceError, VqsearchError
+from search.errors import VqsearchError
 from search.progress import View
 from search.space import Space
 from search.study import OpenStudy
@@ -24,20 +23,9 @@ SHOWN = 10
 """Unreadable files that are named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a launch ended.
-
-    Attributes:
-        signal: number of the signal that stopped it; 0 when the search is over.
-    """
-
-    signal: int = 0
-
-
 def launch(
     space: Space, *, url: str, root: str | None, address: str | None = None, wait_for_nodes: bool = False, view: View
-) -> Ended:
+) -> int:
     """Search a space, from its start or from where its study stands.
 
     Args:
@@ -48,6 +36,9 @@ def launch(
         wait_for_nodes: go on though no trial fits yet.
         view: what the user sees.
 
+    Returns:
+        0 when the search is over, else the number of the signal that stopped it.
+
     Raises:
         UserError: what the user can mend; nothing has been started or lost.
     """
@@ -55,9 +46,10 @@ def launch(
     store = storage.open_storage(url)
     known = study.existing(store, space, absolute)
     if known is not None and _nothing_left(known, space.budget.trials, view):
-        return Ended()
+        return 0
     check_trainable(space)
     if address is None:
+        check_weights(space)
         prepare_data(space, view)
     with cluster.connected(address):
         capacity = cluster.Capacity(space)
@@ -70,36 +62,41 @@ def resume(
     *,
     url: str,
     name: str | None,
-    trials: int | None = None,
+    changes: Mapping[str, Any] | None = None,
     root: str | None = None,
     address: str | None = None,
     wait_for_nodes: bool = False,
     view: View,
-) -> Ended:
+) -> int:
     """Go on with a study, from its storage alone.
 
     Args:
         url: storage URL.
         name: of the study; None where the storage holds just one.
-        trials: a new total of trials.
+        changes: keys of `study.OPERATIONAL` -> new values.
         root: where the output root has moved to.
         address, wait_for_nodes, view: as in `launch`.
+
+    Returns:
+        As `launch`.
 
     Raises:
         UserError: what the user can mend; nothing has been started or lost.
     """
     store = storage.open_storage(url, create=False)
     known, space = study.load(store, name)
-    if _nothing_left(known, trials or space.budget.trials, view):
-        return Ended()
+    space = study.operational(space, changes or {})
+    if _nothing_left(known, space.budget.trials, view):
+        return 0
     check_trainable(space)
     if address is None:
+        check_weights(space)
         prepare_data(space, view)
     with cluster.connected(address):
         capacity = cluster.Capacity(space)
         capacity.require(wait_for_nodes)
         moved = None if root is None else output.absolute(root)
-        with contextlib.closing(study.resume(store, name, trials, moved)) as opened:
+        with contextlib.closing(study.resume(store, known.study_name, changes, moved)) as opened:
             return _drive(opened, capacity, view)
 
 
@@ -111,26 +108,55 @@ def _nothing_left(known: optuna.Study, budget: int, view: View) -> bool:
 
 
 def check_trainable(space: Space) -> None:
-    """Build the model of every baseline, and of every choice beside the defaults, without allocating it.
+    """Build models without allocating them: what no trial could build is refused here, with its place.
+
+    Tried are the fixed settings, every baseline, and every choice. A choice that some other choice makes possible
+    passes: the combinations that don't fit are refused when they come up, and the sampler learns from them.
 
     Raises:
-        SpaceError: one can't be built.
+        SpaceError: with file, line and key.
     """
-    measure_config = measure()
-    candidates: list[tuple[str, Mapping[str, Any]]] = [
-        (f"baselines[{index}]", baseline) for index, baseline in enumerate(space.baselines)
-    ]
-    candidates += [
-        (f"search.{p.name}", {p.name: label})
-        for p in space.parameters
-        if p.kind == "choice" and not p.when
-        for label in p.labels
-    ]
-    for where, labels in candidates or [("train", {})]:
+    first: dict[str, Any] = {
+        p.name: p.labels[0] if p.kind == "choice" else p.low for p in space.parameters if not p.when
+    }
+    choices = {p.name: p.labels for p in space.parameters if p.kind == "choice" and not p.when}
+    measured = measure()
+
+    def fault(labels: Mapping[str, Any]) -> ConfigError | None:
         try:
-            measure_config(space.config(labels))
+            measured(space.config(labels))
         except ConfigError as error:
-            raise SpaceError(f"study {space.study}", f"{where} {dict(labels)}", str(error)) from None
+            return error
+        return None
+
+    error = fault(first)
+    if error is not None and error.key not in first:
+        raise space.document.error(("train", *error.key.split(".")), error.problem)
+    for name, labels in choices.items():
+        for label in labels:
+            alone = first | {name: label}
+            others = (alone | {other: value} for other in choices.keys() - {name} for value in choices[other])
+            error = fault(alone)
+            if error is not None and all(fault(labels) for labels in others):
+                raise space.document.error(("search", name), f"{label!r} can't be built: {error}")
+    for index, baseline in enumerate(space.baselines):
+        error = fault(first | dict(baseline))
+        if error is not None:
+            raise space.document.error(("baselines", index), f"can't be built: {error}")
+
+
+def check_weights(space: Space) -> None:
+    """The trunks of LPIPS that trials will need.
+
+    Raises:
+        PerceptualError: a file is missing; the message says which one goes where.
+    """
+    from vqvae.perceptual import LPIPS
+
+    if space.base.evaluation.lpips:
+        LPIPS("alex", space.base.evaluation.lpips_trunk)
+    if space.base.loss.perceptual or any(p.name == "loss.perceptual" for p in space.parameters):
+        LPIPS("vgg", space.base.loss.lpips_trunk)
 
 
 def prepare_data(space: Space, view: View) -> None:
@@ -172,7 +198,7 @@ def measure() -> Callable[[TrainConfig], Mapping[str, float]]:
     return of
 
 
-def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> Ended:
+def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> int:
     """Run Ray's controller in this thread until nothing is left to do."""
     from ray import tune
 
@@ -181,6 +207,7 @@ def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> Ended:
     opened.study.pruner = pruning.build(opened.space)
     name, drain = cluster.control()
     need = opened.space.resources
+    system, base = output.filesystem(opened.output)
     tuner = tune.Tuner(
         tune.with_resources(trainable.run, {"cpu": need.cpus, "gpu": need.gpus}),
         tune_config=tune.TuneConfig(
@@ -190,18 +217,18 @@ def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> Ended:
             max_concurrent_trials=max(opened.space.budget.trials, 1),
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="ray", storage_path=f"{opened.output}/{opened.study.study_name}", verbose=0),
+        run_config=tune.RunConfig(
+            name="ray", storage_path=f"{base}/{opened.study.study_name}", storage_filesystem=system, verbose=0
+        ),
     )
     try:
         with view.watching(opened, capacity), _signals(opened, drain, view) as caught:
             tuner.fit()
     except Exception as error:  # noqa: BLE001 - Ray wraps what our searcher and scheduler raise
         raise _ours(error) or error from None
-    finally:
-        # What still flies here was cut off (a second Ctrl-C, an error): the next driver takes it up.
-        for flight in opened.flights.values():
-            opened.put_back(flight.trial)
-    return Ended(signal=caught[0] if caught else 0)
+    if opened.failure is not None:
+        raise opened.failure
+    return caught[0] if caught else 0
 
 
 def _ours(error: BaseException | None) -> VqsearchError | None:
@@ -216,11 +243,15 @@ def _signals(opened: OpenStudy, drain: Callable[[], None], view: View) -> Iterat
     caught: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if caught and number == signal.SIGINT:
+        if caught:
             raise KeyboardInterrupt
         caught.append(number)
         opened.draining = True
-        threading.Thread(target=drain, daemon=True).start()  # No call to Ray inside a signal handler.
+        # Neither a call to Ray nor a line to a terminal that may be gone belongs into a signal handler.
+        threading.Thread(target=announce, args=(number,), daemon=True).start()
+
+    def announce(number: int) -> None:
+        drain()
         view.message(
             f"{signal.Signals(number).name}: running trials save a checkpoint and stop; once more ends at once"
         )

@@ -4,8 +4,8 @@ User attributes know no compare-and-set, but a study's name is unique in every s
 study is taken by creating the study ``NAME/lease/n``: of two drivers that try, one gets it. Its attributes say
 who holds it and when it was last heard of. It is removed when it is given back.
 
-The window that remains: a driver that is frozen for longer than `STALE_S` (a suspended laptop, say) loses its
-lease to another one, and may still finish the single write that it was in when it froze.
+The window that remains: a driver that is frozen for longer than `STALE_S` (a suspended laptop, say) may lose its lease
+to another one; when it wakes it looks before it writes, but a write that it had already begun goes through.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from search import records
-from search.errors import LeaseError
+from search.errors import LeaseError, StorageError, VqsearchError
 
 BEAT_S = 5.0
 STALE_S = 60.0
@@ -71,6 +71,7 @@ class Lease:
         self._name = name
         self._prefix = f"{name}/lease/"
         self.number, self._id = self._acquire()
+        self._heard = _now()
         self._over = threading.Event()
         self._lost = False
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -79,17 +80,35 @@ class Lease:
     def check(self) -> None:
         """Make sure that the lease is still held; called before every write.
 
+        The beating thread looks every `BEAT_S`. Where it has not looked for a while (the machine slept, the storage
+        was silent), another driver may have taken over, so this looks itself.
+
         Raises:
             LeaseError: another driver has taken over.
+            StorageError: the storage does not answer.
         """
+        if not self._lost and _now() - self._heard > 2 * BEAT_S:
+            try:
+                self._look()
+            except Exception as error:  # every storage has errors of its own
+                raise StorageError(f"{self._name}: the storage does not answer: {error}") from error
         if self._lost:
             raise LeaseError(f"{self._name}: another driver has taken over this study, so this one stops writing")
+
+    @property
+    def held(self) -> bool:
+        """Whether this driver may write."""
+        try:
+            self.check()
+        except VqsearchError:
+            return False
+        return True
 
     def release(self) -> None:
         """Give the lease back."""
         self._over.set()
         self._thread.join()
-        if not self._lost:
+        if self.held:
             self._storage.delete_study(self._id)
 
     def _acquire(self) -> tuple[int, int]:
@@ -163,21 +182,23 @@ class Lease:
             self._storage.delete_study(self._storage.get_study_id_from_name(name))
 
     def _keep(self) -> None:
-        heard = time.monotonic()
-        while not self._over.wait(BEAT_S):
-            try:
-                self._storage.set_study_user_attr(self._id, "beat", time.time())
-                if max(self._holders(), default=0) != self.number:
-                    self._lost = True
-                    return
-                heard = time.monotonic()
-            except KeyError:
-                self._lost = True
-                return
-            except Exception:  # noqa: BLE001 - every storage has errors of its own; the next beat tries again
-                if time.monotonic() - heard > STALE_S:
-                    self._lost = True
-                    return
+        while not self._lost and not self._over.wait(BEAT_S):
+            with contextlib.suppress(Exception):  # Every storage has errors of its own; the next beat tries again.
+                self._look()
+
+    def _look(self) -> None:
+        """Say that this driver lives, and see whether the lease is still the newest."""
+        try:
+            self._storage.set_study_user_attr(self._id, "beat", time.time())
+            self._lost = max(self._holders(), default=0) != self.number
+        except KeyError:  # The lease is gone: who takes over removes the old one.
+            self._lost = True
+        self._heard = _now()
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
 def _machine() -> str:

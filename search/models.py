@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from optuna.trial import TrialState
 
 from search import output, progress, records, yaml12
 from search.errors import OutputError, StudyError, UserError
-from search.space import Space
+from search.space import Space, assignment
 from search.study import trial_of
 from vqvae import config as vqvae_config
 from vqvae.config import ConfigError, TrainConfig
@@ -69,12 +70,7 @@ def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     Raises:
         UserError: no such field, or a value that does not hold.
     """
-    values: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text}: must be FIELD=VALUE, such as optimizer.lr=1e-3")
-        values[key] = yaml12.scalar(value)
+    values = dict(assignment(text) for text in overrides)
     return vqvae_config.replace(config, values)
 
 
@@ -88,12 +84,17 @@ def train(config: TrainConfig, target: Path, say: Callable[[str], None]) -> int:
 
     Returns:
         0, or the number of the signal that stopped it; a second call goes on.
+
+    Raises:
+        OutputError: `target` can't be written.
+        VqvaeError: what `vqvae.train.train` raises.
     """
     from vqvae import checkpoint
     from vqvae import train as training
 
-    (target / "checkpoints").mkdir(parents=True, exist_ok=True)
-    last = latest(target)
+    with _writing(target):
+        (target / "checkpoints").mkdir(parents=True, exist_ok=True)
+        last = latest(target)
     if last is not None:
         say(f"going on from {last}")
     caught: list[int] = []
@@ -108,13 +109,14 @@ def train(config: TrainConfig, target: Path, say: Callable[[str], None]) -> int:
         for report in training.train(config, last, lambda: bool(caught)):
             say(line(report.step, config.steps, report.metrics))
             folder = target / "checkpoints" / f"step-{report.step:08d}"
-            if report.checkpoint and folder != last:
-                report.checkpoint(folder)
-                if last is not None:
-                    shutil.rmtree(last)
-                last = folder
-            for name, picture in report.pictures.items():
-                write_picture(target / f"{name}.png", picture)
+            with _writing(target):
+                if report.checkpoint and folder != last:
+                    report.checkpoint(folder)
+                    if last is not None:
+                        shutil.rmtree(last)
+                    last = folder
+                for name, picture in report.pictures.items():
+                    write_picture(target / f"{name}.png", picture)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -154,7 +156,7 @@ def export(study: optuna.Study, number: int | None, target: Path) -> str:
 
     Raises:
         StudyError: no such trial, or one without a checkpoint.
-        OutputError: its checkpoint can't be reached.
+        OutputError: its checkpoint can't be reached, or `target` can't be written.
     """
     if number is None:
         ranked = progress.ranking(study)
@@ -165,22 +167,24 @@ def export(study: optuna.Study, number: int | None, target: Path) -> str:
     record = records.checkpoint(trial)
     if record is None:
         raise StudyError(f"{study.study_name}: trial {number} is {trial.state.name} and has no checkpoint")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target}: expected a folder that is new or empty")
+    with _writing(target):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise OutputError(f"{target}: expected a folder that is new or empty")
     from vqvae import checkpoint
 
     with output.fetched(records.output(study), record.folder) as folder:
         state = checkpoint.read(folder)
         metrics = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
         checkpoint.save_model(checkpoint.load(folder), state.config, target, metrics)
-        for picture in folder.glob("*.png"):
-            shutil.copy(picture, target / picture.name)
+        with _writing(target):
+            for picture in folder.glob("*.png"):
+                shutil.copy(picture, target / picture.name)
     partly = "" if trial.state == TrialState.COMPLETE else f", which is {trial.state.name}, as it was"
     return f"trial {number}{partly} at step {record.step} -> {target}"
 
 
 def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
-    """Encode and decode pictures: each original above its reconstruction, as a PNG in a folder.
+    """Encode and decode pictures: each original above its reconstruction, as NAME.reconstruction.png in a folder.
 
     Args:
         model: an exported model, or a checkpoint.
@@ -192,25 +196,33 @@ def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
 
     Raises:
         CheckpointError: no model there.
-        UserError: a picture that can't be read.
+        UserError: a picture that can't be read, or two of one name.
+        OutputError: `target` can't be written.
     """
     from vqvae import checkpoint, metrics, pictures
 
+    results: dict[Path, Path] = {}
+    for image in images:
+        result = target / f"{image.stem}.reconstruction.png"
+        if result in results:
+            raise UserError(f"{results[result]} and {image}: both would become {result}; expected different names")
+        results[result] = image
     network = checkpoint.load(model)
     loaded = []
     for image in images:
         try:
             loaded.append(pictures.to_images(np.asarray(pictures.read(image))[None]))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{image}: this picture can't be read: {error}") from None
-    target.mkdir(parents=True, exist_ok=True)
+        except pictures.UNREADABLE as error:
+            reason = str(error).replace(f" {str(image)!r}", "") or type(error).__name__
+            raise UserError(f"{image}: this picture can't be read: {reason}") from None
     lines = []
-    for image, original in zip(images, loaded, strict=True):
+    for (result, image), original in zip(results.items(), loaded, strict=True):
         decoded = in_tiles(network, original)
-        name = target / f"{image.stem}.png"
-        write_picture(name, pictures.sheet(original, decoded))
+        with _writing(target):
+            target.mkdir(parents=True, exist_ok=True)
+            write_picture(result, pictures.sheet(original, decoded))
         psnr = float(metrics.psnr(decoded, original)[0])
-        lines.append(f"{image} -> {name}  {original.shape[3]} x {original.shape[2]}, PSNR {psnr:.2f} dB")
+        lines.append(f"{image} -> {result}  {original.shape[3]} x {original.shape[2]}, PSNR {psnr:.2f} dB")
     return lines
 
 
@@ -242,3 +254,11 @@ def write_picture(path: Path, picture: Any) -> None:
     from PIL import Image
 
     Image.fromarray(picture).save(path)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written: {error.strerror or error}") from None

@@ -33,15 +33,22 @@ def absolute(root: str) -> str:
     return root if "://" in root else str(Path(root).expanduser().resolve())
 
 
-def check(root: str) -> None:
-    """Write, read and remove a small file below `root`, which is made where it is missing.
+def check(root: str, create: bool = True) -> None:
+    """Write and remove a small file below `root`.
+
+    Args:
+        root: output root.
+        create: make it where it is missing; else that is an error.
 
     Raises:
-        OutputError: the root can't be reached or written.
+        OutputError: the root is not there, or can't be written.
     """
     try:
-        system, base = _open(root)
-        system.create_dir(base, recursive=True)
+        system, base = filesystem(root)
+        if create:
+            system.create_dir(base, recursive=True)
+        elif system.get_file_info(base).type != fs.FileType.Directory:
+            raise OutputError(f"{root}: the output root of the study is not there; --output says where it has moved")
         probe = f"{base}/.vqsearch-{uuid.uuid4().hex}"
         with system.open_output_stream(probe) as stream:
             stream.write(b"vqsearch")
@@ -60,15 +67,19 @@ def save(root: str, folder: str, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: the root can't be written.
     """
-    system, base = _open(root)
+    system, base = filesystem(root)
     target = f"{base}/{_inside(root, folder)}"
     if isinstance(system, fs.LocalFileSystem):
         part = Path(f"{target}.part-{uuid.uuid4().hex[:8]}")
         part.mkdir(parents=True)
         try:
             write(part)
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(part, target)
+            if Path(target).exists():
+                os.rename(target, old := f"{part}.old")
+                os.rename(part, target)
+                shutil.rmtree(old)
+            else:
+                os.rename(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     else:
@@ -86,7 +97,7 @@ def fetched(root: str, folder: str) -> Iterator[Path]:
         OutputError: it is not there.
     """
     try:
-        system, base = _open(root)
+        system, base = filesystem(root)
         source = f"{base}/{_inside(root, folder)}"
         there = system.get_file_info(source).type == fs.FileType.Directory
     except OSError as error:
@@ -103,13 +114,18 @@ def fetched(root: str, folder: str) -> Iterator[Path]:
 
 def delete(root: str, folder: str) -> None:
     """Remove `folder` below `root`; nothing happens where it is gone already."""
-    system, base = _open(root)
+    system, base = filesystem(root)
     path = f"{base}/{_inside(root, folder)}"
     if system.get_file_info(path).type == fs.FileType.Directory:
         system.delete_dir(path)
 
 
-def _open(root: str) -> tuple[fs.FileSystem, str]:
+def filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a root and the root's path in it.
+
+    Raises:
+        OutputError: neither a folder nor a URL that pyarrow knows.
+    """
     if "://" not in root:
         return fs.LocalFileSystem(), absolute(root)
     try:

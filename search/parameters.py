@@ -22,13 +22,31 @@ FIXED = {
 }
 """Fields of TrainConfig that the search itself sets."""
 
-UNSEARCHABLE = FIXED | {
-    "batch_size": "rungs compare trials at equal images seen, so it stays the same for all",
-    "device": "all trials are measured on the same kind of device",
-    "precision": "it is a property of the machine; set it under train",
-    "compile": "it is a property of the machine; set it under train",
-    "checkpoint_every": "it changes nothing that is measured",
-}
+UNSEARCHABLE = (
+    FIXED
+    | {
+        "batch_size": "rungs compare trials at equal images seen, so it stays the same for all",
+        "device": "all trials are measured on the same kind of device",
+        "precision": "it is a property of the machine; set it under train",
+        "compile": "it is a property of the machine; set it under train",
+        "checkpoint_every": "it changes nothing that is measured",
+        "loss.lpips_trunk": "it is the place of a file; set it under train",
+    }
+    | dict.fromkeys(
+        (
+            "data.source",
+            "data.path",
+            "data.cache",
+            "data.resolution",
+            "data.validation_fraction",
+            "data.test_fraction",
+            "evaluation.images",
+            "evaluation.lpips",
+            "evaluation.lpips_trunk",
+        ),
+        "trials are compared on the same held-out images, measured alike",
+    )
+)
 """Fields that no search may vary -> why."""
 
 

@@ -149,6 +149,10 @@ class View:
         """A line above the live view, or a plain line with its time."""
         if self._quiet:
             return
+        with contextlib.suppress(OSError):  # The terminal may be gone; the search goes on.
+            self._print(line)
+
+    def _print(self, line: str) -> None:
         stamp = datetime.now().strftime("%H:%M:%S")
         self.console.print(Text(stamp, style="dim"), Text(line), soft_wrap=True)
 

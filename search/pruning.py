@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search import output, records
-from search.errors import SearchError
+from search.errors import SearchError, UserError
 from search.space import Space, violations
 from search.study import Flight, OpenStudy, Outcome
 
@@ -98,8 +98,11 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
         How the trial ends, None if it goes on.
 
     Raises:
+        UserError: the trial can't run here (images, weights or checkpoints are missing); no other one could.
         SearchError: the trainer skipped a rung, so that trials could not be compared.
     """
+    if report["ended"] == "unusable":
+        raise UserError(f"trial {flight.trial.number} can't run: {report['reason']}")
     if report["ended"] not in ("", "stopped"):
         return _ended(report["ended"], report["reason"])
     trial, step = flight.trial, int(report["step"])

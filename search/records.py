@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 SPACE = "vqsearch:space"
 OUTPUT = "vqsearch:output"
@@ -27,7 +27,6 @@ REASON = "reason"
 INVALID = "invalid"
 RETRIES = "retries"
 SECONDS = "seconds"
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,11 @@ def create(
     study.set_user_attr(STARTUP, startup)
     study.set_user_attr(VERSIONS, dict(versions))
     study.set_user_attr(SPACE, json.dumps(space))
+
+
+def set_space(study: optuna.Study, values: Mapping[str, Any]) -> None:
+    """Replace the stored space file."""
+    study.set_user_attr(SPACE, json.dumps(values))
 
 
 def space(study: optuna.Study) -> dict[str, Any] | None:
@@ -160,10 +164,3 @@ def counts(trial: FrozenTrial) -> bool:
 def is_invalid(trial: FrozenTrial) -> bool:
     """Whether the trial broke a limit before any training."""
     return bool(trial.user_attrs.get(INVALID, False))
-
-
-def in_flight(trial: FrozenTrial) -> bool:
-    """Whether the trial has started and is not finished."""
-    return trial.state == TrialState.RUNNING or (
-        trial.state == TrialState.WAITING and (bool(trial.params) or checkpoint(trial) is not None)
-    )

@@ -6,6 +6,7 @@ on at any point. Only this module and `pruning` write states of trials.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -75,7 +76,11 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial, None while there is nothing to start now, FINISHED when nothing will come any more."""
         opened = self._opened
+        if opened.failure is not None:
+            raise opened.failure
         opened.lease.check()
+        if opened.flights and len(opened.flights) >= self._capacity():
+            return None  # Asked ten times a second: the storage is read only when there is room.
         if self._over():
             return None if opened.flights else self.FINISHED
         if len(opened.flights) >= self._capacity():
@@ -92,12 +97,16 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Tell the study how the trial ended."""
-        flight = self._opened.flights.pop(trial_id, None)
+        opened, flight = self._opened, self._opened.flights.get(trial_id)
         if flight is None:
             return
-        outcome = flight.outcome or _lost(self._opened, flight)
-        self._opened.lease.check()
-        tell(self._opened, flight, outcome)
+        try:
+            opened.lease.check()
+            tell(opened, flight, flight.outcome or _lost(opened, flight))
+        except Exception as error:  # noqa: BLE001 - Ray would swallow it: the trial would stay RUNNING for ever
+            opened.failure = error
+        else:
+            del opened.flights[trial_id]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study in the storage is the only state."""
@@ -155,12 +164,16 @@ class StudySearcher(Searcher):
         flight.step = checkpoint.step if checkpoint else 0
         verb = f"goes on at step {flight.step}" if checkpoint else "starts"
         opened.notify(f"trial {frozen.number} {verb}: {settings(flight.labels)}")
+        config = opened.space.config(flight.labels)
+        if not opened.space.resources.gpus and config.device == "auto":
+            # A trial that asked for no GPU must not take one that Ray believes to be free.
+            config = dataclasses.replace(config, device="cpu")
         return Assignment(
             number=frozen.number,
             study=opened.study.study_name,
             root=opened.output,
             checkpoint=checkpoint.folder if checkpoint else None,
-            config=json.dumps(to_dict(opened.space.config(flight.labels))),
+            config=json.dumps(to_dict(config)),
             gpus=opened.space.resources.gpus,
             control=self._control,
         )
@@ -169,6 +182,7 @@ class StudySearcher(Searcher):
 def tell(opened: OpenStudy, flight: Flight, outcome: Outcome) -> None:
     """Write how a trial ended: time and reason first, the state last."""
     trial, number = flight.trial, flight.trial.number
+    opened.spend()
     records.set_seconds(trial, flight.before + time.monotonic() - flight.started)
     if outcome.state == TrialState.WAITING:
         opened.put_back(trial)

@@ -26,6 +26,9 @@ from vqvae.config import ConfigError, TrainConfig
 PATHS = (("data", "path"), ("data", "cache"), ("loss", "lpips_trunk"), ("evaluation", "lpips_trunk"))
 """Fields under `train` that hold a path."""
 
+NO_PATHS = ("", "random")
+"""Their values that are none: the default place, and untrained weights."""
+
 
 class _Part(BaseModel):
     """A part of a space file: frozen, no unknown keys, no silent conversions of text to numbers."""
@@ -113,6 +116,7 @@ class Space:
         constraints: quantity -> limits.
         baselines: stored labels by parameter, tried first.
         source: the checked mapping, paths absolute, JSON types only: what the study stores.
+        document: where it came from, for the place of an error.
     """
 
     study: str
@@ -131,6 +135,7 @@ class Space:
     constraints: Mapping[str, Limits]
     baselines: tuple[Mapping[str, Any], ...]
     source: Mapping[str, Any]
+    document: yaml12.Document = dataclasses.field(compare=False, repr=False)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -159,12 +164,16 @@ def rungs(steps: int, pruner: Pruner) -> tuple[int, ...]:
     return tuple(first * pruner.reduction_factor**rung for rung in range(pruner.rungs)) if first else ()
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Space:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, study: str | None = None, trials: int | None = None
+) -> Space:
     """Read and check a space file.
 
     Args:
         path: the YAML file; relative paths in it start at its folder.
         overrides: ``FIELD=VALUE`` with dotted keys of the file and YAML values, such as ``budget.trials=8``.
+        study: a name in place of the file's.
+        trials: a budget in place of the file's.
 
     Raises:
         SpaceError: with file, line and key.
@@ -182,6 +191,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Space:
     flags: dict[yaml12.Path, str] = {}
     for override in overrides:
         flags[_override(values, override)] = f"--set {override}"
+    if study is not None:
+        values["study"], flags[("study",)] = study, "--study"
+    if trials is not None and isinstance(values.setdefault("budget", {}), dict):
+        values["budget"]["trials"], flags[("budget", "trials")] = trials, "--trials"
     return _check(values, dataclasses.replace(document, flags=flags), Path(path).resolve().parent)
 
 
@@ -195,10 +208,23 @@ def parse(values: Mapping[str, Any], name: str) -> Space:
     return _check(dict(values), yaml12.Document(name=name, value=values), Path.cwd())
 
 
-def _override(values: dict[str, Any], text: str) -> yaml12.Path:
+def assignment(text: str) -> tuple[str, Any]:
+    """``FIELD=VALUE`` of a command line: the dotted key and the value, read as YAML.
+
+    Raises:
+        SpaceError: no such form, or no YAML behind the equals sign.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise SpaceError(f"--set {text}", "", "must be FIELD=VALUE, such as budget.trials=8")
+    try:
+        return key, yaml12.scalar(value)
+    except SpaceError as error:
+        raise SpaceError(f"--set {text}", "", str(error).partition(": ")[2]) from None
+
+
+def _override(values: dict[str, Any], text: str) -> yaml12.Path:
+    key, value = assignment(text)
     # Keys of `search` and `constraints` hold dots themselves.
     first, _, rest = key.partition(".")
     path: tuple[str, ...] = (first, rest) if first in ("search", "constraints") and rest else tuple(key.split("."))
@@ -207,10 +233,9 @@ def _override(values: dict[str, Any], text: str) -> yaml12.Path:
         if not isinstance(place.setdefault(part, {}), dict):
             raise SpaceError(f"--set {text}", "", f"{part} is no mapping, so nothing can be set in it")
         place = place[part]
-    parsed = yaml12.scalar(value)
-    if path[1:] in PATHS and isinstance(parsed, str) and parsed:
-        parsed = str(Path(parsed).expanduser().absolute())  # A flag starts at the current folder, a file at its own.
-    place[path[-1]] = parsed
+    if path[1:] in PATHS and isinstance(value, str) and value not in NO_PATHS:
+        value = str(Path(value).expanduser().absolute())  # A flag starts at the current folder, a file at its own.
+    place[path[-1]] = value
     return path
 
 
@@ -243,6 +268,7 @@ def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> S
         constraints=file.constraints,
         baselines=parameters.parse_baselines(file.baselines, searched, document),
         source=_source(file, train, folder),
+        document=document,
     )
     _sensible(space, document)
     return space
@@ -285,7 +311,7 @@ def _absolute(train: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     resolved: dict[str, Any] = json.loads(json.dumps(train))
     for part, key in PATHS:
         section = resolved.get(part)
-        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key] not in NO_PATHS:
             section[key] = str(folder / Path(section[key]).expanduser())
     return resolved
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,7 @@ class OpenStudy:
         flights: Ray's trial id -> what is running.
         draining: no trial starts any more, and those that run are handed back.
         notify: takes a line for people, about one trial or the search as a whole.
+        failure: what went wrong where Ray would have swallowed it; the search ends with it.
     """
 
     study: optuna.Study
@@ -89,6 +91,7 @@ class OpenStudy:
     flights: dict[str, Flight] = field(default_factory=dict)
     draining: bool = False
     notify: Callable[[str], None] = lambda _line: None
+    failure: Exception | None = None
     opened: float = field(default_factory=time.monotonic)
     hours_before: float = 0.0
 
@@ -106,11 +109,20 @@ class OpenStudy:
 
     def put_back(self, trial: optuna.Trial | FrozenTrial) -> None:
         """RUNNING to WAITING: the same number goes on later, with its parameters, curve and checkpoint."""
+        self.lease.check()
         self.study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
 
+    def spend(self) -> None:
+        """Write the hours of drivers, for a budget of hours that outlives a killed driver."""
+        if self.space.budget.hours is not None:
+            records.set_hours(self.study, self.hours())
+
     def close(self) -> None:
-        """Write what was spent and give the lease back."""
-        records.set_hours(self.study, self.hours())
+        """Hand back what still runs (it was cut off), write what was spent and give the lease back."""
+        if self.lease.held:
+            for flight in self.flights.values():
+                self.put_back(flight.trial)
+            records.set_hours(self.study, self.hours())
         self.lease.release()
 
 
@@ -208,80 +220,96 @@ def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int)
         OutputError: the output root can't be written.
     """
     study = existing(storage, wanted, root)
-    if study is not None:
-        return _open(storage, study, wanted, records.output(study))
-    root = root or output.absolute(output.DEFAULT)
-    output.check(root)
-    if wanted.study not in {summary.study_name for summary in storage.get_all_studies()}:
+    if study is None:
+        root = root or output.absolute(output.DEFAULT)
+        output.check(root)
         with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # The lease decides between two drivers.
-            storage.create_new_study([StudyDirection[wanted.objective.direction.upper()]], wanted.study)
-    study = optuna.load_study(study_name=wanted.study, storage=storage)
-    if study.get_trials(deepcopy=False):
-        raise StudyError(f"{wanted.study}: this study was not made by vqsearch; choose another name with --study")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls the names of objectives experimental.
-        study.set_metric_names([wanted.objective.metric])
-    records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), versions())
-    return _open(storage, study, wanted, root)
+            storage.create_new_study([_direction(wanted)], wanted.study)
+        study = optuna.load_study(study_name=wanted.study, storage=storage)
+        if study.direction != _direction(wanted) or study.get_trials(deepcopy=False):
+            raise StudyError(
+                f"{wanted.study}: the storage holds a study of this name that vqsearch did not make; choose another "
+                "name with --study"
+            )
+    lease = Lease(storage, wanted.study)
+    with _given_back_on_error(lease):
+        # Another driver may have made it in between.
+        if existing(storage, wanted, root) is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna calls the names of objectives experimental.
+                study.set_metric_names([wanted.objective.metric])
+            assert root is not None
+            records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), versions())
+        return _enter(study, wanted, records.output(study), lease)
 
 
-def resume(storage: BaseStorage, name: str | None, trials: int | None = None, root: str | None = None) -> OpenStudy:
+def resume(
+    storage: BaseStorage, name: str | None, changes: Mapping[str, Any] | None = None, root: str | None = None
+) -> OpenStudy:
     """Open a study to go on with it, from the storage alone.
 
     Args:
         storage: where it is.
         name: its name; None where the storage holds just one.
-        trials: a new total of trials.
+        changes: `OPERATIONAL` keys -> new values.
         root: a new place of the output root, where it has moved.
 
     Raises:
-        StudyError: no such study.
+        StudyError: no such study, or a change of what its trials are.
         LeaseError: another driver runs it.
-        OutputError: the output root can't be written.
+        OutputError: the output root is not there, or can't be written.
     """
     study, stored = load(storage, name)
-    if trials is not None:
-        values = dict(stored.source)
-        values["budget"] = {**values["budget"], "trials": trials}
-        stored = space.parse(values, f"study {study.study_name}")
-    return _open(storage, study, stored, root or records.output(study))
-
-
-def _open(storage: BaseStorage, study: optuna.Study, stored: Space, root: str) -> OpenStudy:
-    output.check(root)
+    changed = operational(stored, changes or {})
+    output.check(root or records.output(study), create=False)
     lease = Lease(storage, study.study_name)
+    with _given_back_on_error(lease):
+        return _enter(study, changed, root or records.output(study), lease)
+
+
+def operational(stored: Space, changes: Mapping[str, Any]) -> Space:
+    """A stored space with some of its `OPERATIONAL` keys changed.
+
+    Raises:
+        SpaceError: a value that does not hold.
+        StudyError: another key, which would make the trials to come others than those before.
+    """
+    values = json.loads(json.dumps(stored.source))
+    for key, value in changes.items():
+        if key not in OPERATIONAL:
+            raise StudyError(f"--set {key}: a study that goes on can change {', '.join(OPERATIONAL)}; nothing else")
+        parent, _, last = key.rpartition(".")
+        (values.setdefault(parent, {}) if parent else values)[last] = value
+    return space.parse(values, f"study {stored.study}")
+
+
+@contextlib.contextmanager
+def _given_back_on_error(lease: Lease) -> Iterator[None]:
     try:
-        study.sampler = sampling.build(stored, records.startup(study))
-        if root != records.output(study):
-            records.set_output(study, root)
-        if records.space(study) != stored.source:
-            records.create(study, stored.source, root, records.startup(study), versions())
-        opened = OpenStudy(study=study, space=stored, output=root, lease=lease, hours_before=records.hours(study))
-        for baseline in stored.baselines:
-            study.enqueue_trial(dict(baseline), skip_if_exists=True)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            _settle(opened, trial)
+        yield
     except BaseException:
         lease.release()
         raise
+
+
+def _enter(study: optuna.Study, stored: Space, root: str, lease: Lease) -> OpenStudy:
+    """Make a study ready for a driver that holds its lease."""
+    study.sampler = sampling.build(stored, records.startup(study))
+    if root != records.output(study):
+        records.set_output(study, root)
+    if records.space(study) != stored.source:
+        records.set_space(study, stored.source)
+    opened = OpenStudy(study=study, space=stored, output=root, lease=lease, hours_before=records.hours(study))
+    for baseline in stored.baselines:
+        study.enqueue_trial(dict(baseline), skip_if_exists=True)
+    # A killed driver's trials go on from their checkpoints; one that only lacked its state comes to the same end again.
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        opened.put_back(trial)
     return opened
 
 
-def _settle(opened: OpenStudy, trial: FrozenTrial) -> None:
-    """Finish what a killed driver had written but for the state; all else goes back to WAITING."""
-    last = trial.last_step
-    checkpoint = records.checkpoint(trial)
-    if last is not None and checkpoint is not None:
-        handle = optuna.trial.Trial(opened.study, trial._trial_id)
-        records.set_metrics(handle, checkpoint.metrics)
-    if last == opened.space.budget.steps:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened.study.tell(trial.number, trial.intermediate_values[last])
-    elif last is not None and records.decision(trial, last) == "prune":
-        opened.study.tell(trial.number, state=TrialState.PRUNED)
-    else:
-        opened.put_back(trial)
+def _direction(wanted: Space) -> StudyDirection:
+    return StudyDirection[wanted.objective.direction.upper()]
 
 
 def _refuse_a_change(stored: Space, wanted: Space) -> None:

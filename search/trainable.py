@@ -13,7 +13,9 @@ import ray
 from ray import tune
 
 from search import output
+from search.errors import UserError
 from search.searcher import Assignment
+from vqvae.config import VqvaeError
 
 
 def run(config: dict[str, Any]) -> None:
@@ -24,20 +26,22 @@ def run(config: dict[str, Any]) -> None:
 
     Reports:
         step, metrics, evaluated; checkpoint (its folder below the output root, or None);
-        ended ("", stopped, diverged, out of memory or error) and reason.
+        ended ("", stopped, diverged, out of memory, error, or unusable where no trial could run here) and reason.
     """
     from vqvae import config as vqvae_config
     from vqvae.train import Diverged, OutOfMemory, train
 
     assignment = Assignment(**config)
-    _share_the_gpu(assignment.gpus)
-    stop = _stop_flag(assignment.control)
+    saved = assignment.checkpoint
     try:
+        _share_the_gpu(assignment.gpus)
+        stop = _stop_flag(assignment.control)
         with _start_from(assignment) as resume:
             for progress in train(vqvae_config.from_dict(json.loads(assignment.config)), resume, stop):
                 folder = output.folder_of(assignment.study, assignment.number, progress.step)
-                if progress.checkpoint and folder != assignment.checkpoint:
+                if progress.checkpoint and folder != saved:
                     output.save(assignment.root, folder, _writer(progress))
+                    saved = folder
                 report(
                     step=progress.step,
                     metrics=dict(progress.metrics),
@@ -49,6 +53,8 @@ def run(config: dict[str, Any]) -> None:
         report(ended="diverged", reason=str(error))
     except OutOfMemory as error:
         report(ended="out of memory", reason=str(error))
+    except (VqvaeError, UserError, OSError) as error:
+        report(ended="unusable", reason=str(error))
     except Exception:  # noqa: BLE001 - the edge of a trial: whatever it was becomes a FAIL with its traceback
         report(ended="error", reason=traceback.format_exc())
 

@@ -1,6 +1,7 @@
 """What the command line prints and how it ends, where no search has to run for it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import optuna
 import pytest
 
 from search.cli import cli
+from search.storage import open_storage
 
 
 def run(*arguments, cwd, **options):
@@ -85,15 +87,40 @@ BAD = {
         "vqsearch: /no/such/folder: no such folder; expected one with pictures (.jpg, .jpeg, .png, .webp, .bmp, .tif, "
         ".tiff)",
     ),
-    "a baseline that can't be built": (
+    "settings that can't be built": (
         ["validate", "tiny.yaml", "--set", "train.model.head_size=5"],
-        "vqsearch: study tiny: search.quantizer.codebook_size {'quantizer.codebook_size': 16}: model.head_size: "
-        "must divide the 16 channels that attention works on, but got 5",
+        "vqsearch: --set train.model.head_size=5: train.model.head_size: must divide the 16 channels that attention "
+        "works on, but got 5",
     ),
     "an unknown backbone": (
         ["validate", "tiny.yaml", "--set", "train.model.backbone=bamba"],
-        "vqsearch: study tiny: search.quantizer.codebook_size {'quantizer.codebook_size': 16}: model.backbone: "
-        "must be one of convolution, attention, mamba, bimamba, but got 'bamba'",
+        "vqsearch: --set train.model.backbone=bamba: train.model.backbone: must be one of convolution, attention, "
+        "mamba, bimamba, but got 'bamba'",
+    ),
+    "a choice that can't be built": (
+        ["validate", "tiny.yaml", "--set", "search.model.backbone={choice: [attention, bamba]}"],
+        "vqsearch: --set search.model.backbone={choice: [attention, bamba]}: search.model.backbone: 'bamba' can't be "
+        "built: model.backbone: must be one of convolution, attention, mamba, bimamba, but got 'bamba'",
+    ),
+    "a baseline that can't be built": (
+        [
+            "validate",
+            "tiny.yaml",
+            "--set",
+            "search.model.head_size={choice: [16, 5, 8]}",
+            "--set",
+            "baselines=[{model.head_size: 5}]",
+        ],
+        "vqsearch: --set search.model.head_size={choice: [16, 5, 8]}: search.model.head_size: 5 can't be built: "
+        "model.head_size: must divide the 16 channels that attention works on, but got 5",
+    ),
+    "a value that is no YAML": (
+        ["validate", "tiny.yaml", "--set", "train.model={width: 3"],
+        "vqsearch: --set train.model={width: 3: this is no valid YAML: expected ',' or '}', but got '<stream end>'",
+    ),
+    "a budget in words": (
+        ["launch", "tiny.yaml", "--study", "../x"],
+        "vqsearch: --study: study: must be letters, digits, '.', '_' and '-' (it names a folder), but got '../x'",
     ),
     "no model to reconstruct with": (
         ["reconstruct", "nowhere", "cat.png", "--to", "x"],
@@ -115,6 +142,19 @@ def test_bad_input_gives_one_line_and_exit_2(tiny_file, case):
     arguments, message = BAD[case]
     assert refused(*arguments, cwd=tiny_file.parent) == message
     assert not (tiny_file.parent / "vqsearch.db").exists() or case == "a missing folder of images"
+
+
+def test_missing_weights_of_lpips_are_said_before_any_trial_is_spent(tiny_file):
+    home = tiny_file.parent / "home"
+    flags = ["--set", "train.evaluation.lpips=true"]
+    line = refused("launch", "tiny.yaml", *flags, cwd=tiny_file.parent, env={**os.environ, "TORCH_HOME": str(home)})
+    assert line == (
+        f"vqsearch: {home}/hub/checkpoints/alexnet-owt-7be5be79.pth: no such file; LPIPS needs "
+        "alexnet-owt-7be5be79.pth, torchvision's ImageNet weights of alexnet, which nothing here downloads: put it "
+        "there, or name its place (lpips_trunk)"
+    )
+    study = open_storage(f"sqlite:///{tiny_file.parent}/vqsearch.db").get_all_studies()
+    assert study == []
 
 
 def test_a_storage_that_does_not_answer_gives_one_line_without_the_password(tiny_file):
@@ -141,8 +181,8 @@ def test_a_study_that_is_not_there_is_refused_with_those_that_are(foreign):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("resources.gpus=1", "a trial asks for 1 GPUs (the cluster has 0; --set resources.gpus=0)"),
-        ("resources.cpus=999", "a trial asks for 999 CPUs (the cluster has "),
+        ("resources.gpus=1", "a trial asks for 1 GPUs (the largest node has 0; --set resources.gpus=0)"),
+        ("resources.cpus=999", "a trial asks for 999 CPUs (the largest node has "),
     ],
 )
 def test_asking_for_more_than_the_cluster_has_is_said_at_once_with_the_flag_that_mends_it(tiny_file, flag, message):

@@ -1,4 +1,5 @@
 import pytest
+from pyarrow import fs
 
 from search import output
 from search.errors import OutputError
@@ -8,9 +9,13 @@ def write(text):
     return lambda folder: (folder / "a.txt").write_text(text)
 
 
-@pytest.fixture(params=["folder", "url"])
-def root(request, tmp_path):
-    return str(tmp_path / "out") if request.param == "folder" else f"file://{tmp_path}/out"
+@pytest.fixture(params=["folder", "url", "bucket"])
+def root(request, tmp_path, monkeypatch):
+    if request.param == "bucket":
+        # Anything but a local file system takes the ways of a bucket: copies, no renaming.
+        bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+        monkeypatch.setattr(output, "filesystem", lambda _root: (bucket, "out"))
+    return f"file://{tmp_path}/out" if request.param == "url" else str(tmp_path / "out")
 
 
 def test_what_was_saved_is_fetched_and_saved_again_and_deleted(root):
@@ -48,3 +53,9 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path):
         output.check(str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"^nosuch://x: this is no folder and no URL of a bucket: "):
         output.check("nosuch://x")
+
+
+def test_a_root_that_has_to_be_there_is_not_made(tmp_path):
+    with pytest.raises(OutputError, match=r"out: the output root of the study is not there; --output says where it"):
+        output.check(str(tmp_path / "out"), create=False)
+    assert not (tmp_path / "out").exists()

@@ -142,6 +142,12 @@ BAD = {
         ":16: search.batch_size: can't be searched: rungs compare trials at equal images seen, so it stays the same "
         "for all",
     ),
+    "what would change the held-out images": (
+        LR,
+        "evaluation.images: {choice: [8, 16]}",
+        ":16: search.evaluation.images: can't be searched: trials are compared on the same held-out images, measured "
+        "alike",
+    ),
     "a fraction where numbers are whole": (
         LR,
         "model.depth: {float: [1, 2]}",

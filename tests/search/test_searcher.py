@@ -1,0 +1,295 @@
+"""Searcher, scheduler and study together, over a trainer that only computes curves: no Ray cluster is needed."""
+
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from search import lease as leases
+from search import pruning, space, storage, study
+from search.errors import LeaseError, SearchError, StudyError, UserError
+from search.searcher import Assignment, StudySearcher
+from vqvae.config import from_dict
+
+WRITES = (
+    "create_new_trial",
+    "set_trial_state_values",
+    "set_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "set_study_user_attr",
+)
+
+
+class KilledError(BaseException):
+    """The driver's end in the middle of a write."""
+
+
+@pytest.fixture
+def place(tmp_path, tiny_file, monkeypatch):
+    """A storage, a space and an output root; drivers that die leave leases that are taken over at once."""
+    monkeypatch.setattr(leases, "_alive", lambda _holder: False)
+    return SimpleNamespace(
+        url=f"journal:///{tmp_path}/studies",
+        space=space.load(tiny_file, ["budget.trials=7", "parallel=1"]),
+        root=str(tmp_path / "out"),
+    )
+
+
+def opened(place, **changes):
+    found = study.create(storage.open_storage(place.url), place.space, place.root, 1)
+    found.study.pruner = pruning.build(found.space)
+    for name, value in changes.items():
+        setattr(found, name, value)
+    return found
+
+
+def value(config, step):
+    """A curve that crosses those of other settings."""
+    return 10 + step**0.5 * (1 - abs(config.optimizer.lr * 500 - 1)) + config.quantizer.codebook_size / (step + 50)
+
+
+def report(step, metrics=None, **other):
+    fields = {"evaluated": metrics is not None, "checkpoint": None, "ended": "", "reason": ""}
+    return {"step": step, "metrics": list((metrics or {}).items()), **fields, **other}
+
+
+def fly(searcher, scheduler, assignment, name):
+    """One trial as a worker would report it: the last evaluation of its checkpoint first, then the later ones."""
+    import json
+
+    config = from_dict(json.loads(assignment.config))
+    resumed = int(assignment.checkpoint.rpartition("-")[2]) if assignment.checkpoint else 0
+    for step in (*config.rungs, config.steps):
+        if step < resumed:
+            continue
+        folder = f"tiny/trials/{assignment.number:05d}/step-{step:08d}"
+        result = report(step, {"val/psnr": value(config, step)}, checkpoint=folder)
+        if scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP":
+            break
+    searcher.on_trial_complete(name)
+
+
+def drive(driver):
+    """Run a search to its end, one trial at a time."""
+    searcher = StudySearcher(driver, lambda: 1, lambda config: {"tokens": config.tokens}, "control")
+    scheduler = pruning.StudyScheduler(driver)
+    for count in range(1000):
+        config = searcher.suggest(str(count))
+        if config == StudySearcher.FINISHED:
+            driver.close()
+            return
+        fly(searcher, scheduler, Assignment(**config), str(count))
+    raise AssertionError("the search does not end")
+
+
+def history(place):
+    trials = optuna.load_study(study_name="tiny", storage=storage.open_storage(place.url)).trials
+    return [(t.number, t.state, t.params, t.intermediate_values, t.values, t.constraints) for t in trials]
+
+
+def kill_at_write(driver, count, monkeypatch):
+    """Let the driver die just before its `count`-th write to the storage."""
+    left = [count]
+    backend = driver.study._storage
+
+    def dying(original):
+        def write(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KilledError
+            return original(*arguments, **options)
+
+        return write
+
+    for name in WRITES:
+        monkeypatch.setattr(backend, name, dying(getattr(backend, name)))
+    driver.lease._over.set()
+    driver.lease._thread.join()
+
+
+def raising(error):
+    def fail(*_arguments, **_options):
+        raise error
+
+    return fail
+
+
+def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history(place, tmp_path, monkeypatch):
+    drive(opened(place))
+    whole = history(place)
+    assert {state for _, state, *_ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
+    writes = 0
+    while True:
+        place.url = f"journal:///{tmp_path}/killed-{writes}"
+        driver = opened(place)
+        with monkeypatch.context() as patched:
+            kill_at_write(driver, writes, patched)
+            try:
+                drive(driver)
+            except KilledError:
+                pass
+            else:
+                break
+        drive(opened(place))
+        assert history(place) == whole, f"killed before write {writes}"
+        writes += 1
+    assert writes > 50
+
+
+def test_an_infeasible_trial_stays_infeasible_though_its_driver_died_before_the_state(place, monkeypatch, tiny_file):
+    place.space = space.load(tiny_file, ["budget.trials=1", "constraints.val/psnr={min: 1000}"])
+    driver = opened(place)
+    monkeypatch.setattr(driver.study, "tell", raising(KilledError()))
+    with pytest.raises(KilledError):
+        drive(driver)
+    driver.lease._over.set()
+    drive(opened(place))
+    ((_, state, _, _, _, constraints),) = history(place)
+    assert state == TrialState.PRUNED
+    assert constraints["val/psnr"] > 0
+
+
+def test_a_state_that_cannot_be_written_ends_the_search_and_the_trial_goes_on_later(place, monkeypatch):
+    driver = opened(place)
+    with monkeypatch.context() as patched:
+        patched.setattr(driver.study, "tell", raising(OSError("locked")))
+        with pytest.raises(OSError, match="locked"):
+            drive(driver)
+        driver.close()
+    assert [state for _, state, *_ in history(place)] == [TrialState.WAITING]
+    drive(opened(place))
+    assert len(history(place)) == 7
+
+
+def test_a_driver_that_lost_its_lease_writes_nothing_any_more(place):
+    driver = opened(place)
+    searcher = StudySearcher(driver, lambda: 1, lambda _config: {}, "control")
+    Assignment(**searcher.suggest("a"))
+    other = opened(place)
+    driver.lease._look()
+    before = history(place)
+    scheduler = pruning.StudyScheduler(driver)
+    with pytest.raises(LeaseError, match="another driver has taken over"):
+        scheduler.on_trial_result(None, SimpleNamespace(trial_id="a"), report(2, {"val/psnr": 1.0}))
+    searcher.on_trial_complete("a", error=True)
+    with pytest.raises(LeaseError, match="another driver has taken over"):
+        searcher.suggest("b")
+    driver.close()
+    assert history(place) == before
+    other.close()
+
+
+def test_after_a_sleep_the_lease_is_looked_at_before_anything_is_written(place, monkeypatch):
+    driver = opened(place)
+    driver.lease._over.set()
+    driver.lease._thread.join()
+    other = opened(place)
+    driver.lease.check()
+    real = leases._now
+    monkeypatch.setattr(leases, "_now", lambda: real() + 3600)
+    with pytest.raises(LeaseError, match="another driver has taken over"):
+        driver.lease.check()
+    other.close()
+
+
+def first_flight(place):
+    driver = opened(place)
+    searcher = StudySearcher(driver, lambda: 1, lambda _config: {}, "control")
+    searcher.suggest("a")
+    return driver, driver.flights["a"]
+
+
+def test_a_skipped_rung_ends_the_search(place):
+    driver, flight = first_flight(place)
+    with pytest.raises(SearchError, match="trial 0: the trainer skipped the rung at step 2 and is at 6"):
+        pruning.take(driver, flight, report(6, {"val/psnr": 1.0}))
+    driver.close()
+
+
+def test_an_objective_that_is_not_measured_ends_the_search(place):
+    driver, flight = first_flight(place)
+    with pytest.raises(SearchError, match="did not measure val/psnr, the objective, at step 2"):
+        pruning.take(driver, flight, report(2, {"val/ssim": 1.0}))
+    driver.close()
+
+
+def test_what_no_trial_could_run_with_ends_the_search_and_spends_nothing(place):
+    driver, flight = first_flight(place)
+    with pytest.raises(UserError, match="trial 0 can't run: no such folder"):
+        pruning.take(driver, flight, report(0, ended="unusable", reason="no such folder"))
+    driver.close()
+    assert [state for _, state, *_ in history(place)] == [TrialState.WAITING]
+
+
+@pytest.mark.parametrize(
+    ("ended", "state", "constraints"),
+    [
+        ("diverged", TrialState.PRUNED, {"diverged": 1.0}),
+        ("out of memory", TrialState.PRUNED, {"memory": 1.0}),
+        ("error", TrialState.FAIL, {}),
+        ("stopped", TrialState.WAITING, {}),
+    ],
+)
+def test_the_way_a_trial_ends_decides_its_state(place, ended, state, constraints):
+    driver, flight = first_flight(place)
+    outcome = pruning.take(driver, flight, report(1, ended=ended, reason="because"))
+    assert outcome.state == state
+    assert outcome.constraints == constraints
+    driver.close()
+
+
+def test_an_objective_that_is_not_finite_is_a_divergence(place):
+    driver, flight = first_flight(place)
+    outcome = pruning.take(driver, flight, report(2, {"val/psnr": float("nan")}))
+    assert outcome.state == TrialState.PRUNED
+    assert outcome.constraints == {"diverged": 1.0}
+    assert outcome.reason == "val/psnr became nan at step 2"
+    driver.close()
+
+
+def test_hours_are_those_of_all_drivers_and_end_the_search(place, tiny_file):
+    place.space = space.load(tiny_file, ["budget={trials: 7, steps: 18, hours: 1}"])
+    driver = opened(place)
+    driver.hours_before = 1.0
+    drive(driver)
+    assert history(place) == []
+    assert opened(place).hours() >= 1.0
+
+
+def test_a_study_of_other_software_is_not_adopted(place):
+    optuna.create_study(study_name="tiny", direction="minimize", storage=storage.open_storage(place.url))
+    with pytest.raises(StudyError, match="tiny: the storage holds a study of this name that vqsearch did not make"):
+        opened(place)
+
+
+def test_a_study_that_goes_on_may_change_its_budget_but_not_its_trials(place):
+    drive(opened(place))
+    store = storage.open_storage(place.url)
+    with pytest.raises(StudyError, match=r"--set seed: a study that goes on can change budget\.trials, budget\.hours"):
+        study.resume(store, "tiny", {"seed": 3})
+    more = study.resume(store, "tiny", {"budget.trials": 9})
+    more.study.pruner = pruning.build(more.space)
+    drive(more)
+    assert len(history(place)) == 9
+
+
+def test_an_output_root_that_is_gone_is_named_on_resume(place):
+    import shutil
+
+    drive(opened(place))
+    shutil.rmtree(place.root)
+    with pytest.raises(UserError, match=r"/out: the output root of the study is not there; --output says where it has"):
+        study.resume(storage.open_storage(place.url), "tiny", {"budget.trials": 9})
+
+
+def test_nothing_that_ray_pickles_holds_the_storage(place):
+    import pickle
+
+    driver = opened(place)
+    searcher = StudySearcher(driver, lambda: 1, lambda _config: {}, "control")
+    for thing in (searcher, pruning.StudyScheduler(driver)):
+        assert b"studies" not in pickle.dumps(thing)
+    driver.close()
