@@ -213,7 +213,8 @@ def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
         try:
             loaded.append(pictures.to_images(np.asarray(pictures.read(image))[None]))
         except pictures.UNREADABLE as error:
-            reason = str(error).replace(f" {str(image)!r}", "") or type(error).__name__
+            words = getattr(error, "strerror", None) or str(error).replace(f" {str(image)!r}", "")
+            reason = words or type(error).__name__
             raise UserError(f"{image}: this picture can't be read: {reason}") from None
     lines = []
     for (result, image), original in zip(results.items(), loaded, strict=True):

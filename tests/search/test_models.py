@@ -1,0 +1,190 @@
+"""Training, exporting and reconstructing one model, on a model that trains in a second."""
+
+import re
+import shutil
+import signal
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from PIL import Image
+
+from search import models, records
+from search.errors import OutputError, SpaceError, UserError
+from vqvae.config import TrainConfig, VqvaeError, replace
+
+
+def tiny(**settings):
+    values = {
+        "model": {"backbone": "attention", "width": 16, "depth": 1, "head_size": 16, "patch": 16},
+        "quantizer": {"codebook_size": 16, "code_dim": 4},
+        "loss.perceptual": 0.0,
+        "optimizer": {"warmup_steps": 1},
+        "data.resolution": 64,
+        "evaluation": {"lpips": False, "images": 4},
+        "steps": 6,
+        "batch_size": 4,
+        "micro_batch": 4,
+        "checkpoint_every": 0,
+        "device": "cpu",
+    }
+    return replace(TrainConfig(), values | settings)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert models.train(tiny(), folder, lambda _: None) == 0
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "cat.png"
+    Image.fromarray(np.arange(70 * 100 * 3, dtype=np.uint32).reshape(70, 100, 3).astype(np.uint8)).save(path)
+    return path
+
+
+def checkpoints(folder):
+    return [path.name for path in (folder / "checkpoints").iterdir()]
+
+
+def test_a_run_keeps_its_last_checkpoint_and_leaves_a_model(trained):
+    assert checkpoints(trained) == ["step-00000006"]
+    assert {path.name for path in trained.iterdir()} == {"checkpoints", "model", "reconstructions.png"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("settings", [{}, {"checkpoint_every": 2}], ids=["plain", "with checkpoints on the way"])
+def test_a_signal_stops_a_run_and_a_second_call_goes_on_as_if_nothing_had_been(tmp_path, trained, number, settings):
+    said = []
+    step = 2 if settings else 1
+
+    def say(line):
+        said.append(line)
+        if len(said) == step:  # one line a step so far
+            signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    assert models.train(tiny(**settings), tmp_path, say) == number
+    assert signal.getsignal(number) is before
+    kept = f"{tmp_path}/checkpoints/step-{step:08d}"
+    assert said[-1] == f"stopped; the same command goes on from {kept}"
+    assert checkpoints(tmp_path) == [f"step-{step:08d}"]
+    assert not (tmp_path / "model").exists()
+    said.clear()
+    assert models.train(tiny(**settings), tmp_path, said.append) == 0
+    assert said[0] == f"going on from {kept}"
+    assert said[-1] == f"the model is in {tmp_path}/model"
+    weights = "model/weights.safetensors"
+    assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
+
+
+def test_fields_are_set_by_assignments():
+    assert models.override(tiny(), ["optimizer.lr=1e-3", "rungs=[1, 2]"]).optimizer.lr == 0.001
+    with pytest.raises(SpaceError) as caught:
+        models.override(tiny(), ["optimizer.lr=[1e-3"])
+    assert str(caught.value).startswith("--set optimizer.lr=[1e-3: this is no valid YAML: ")
+
+
+UNWRITABLE = "/dev/null/x: can't be written: Not a directory"
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_training():
+    with pytest.raises(OutputError) as caught:
+        models.train(tiny(), Path("/dev/null/x"), lambda _: None)
+    assert str(caught.value) == UNWRITABLE
+
+
+def test_what_cannot_be_written_while_training_is_named(tmp_path):
+    (tmp_path / "reconstructions.png").mkdir()
+    with pytest.raises(OutputError) as caught:
+        models.train(tiny(), tmp_path, lambda _: None)
+    assert str(caught.value) == f"{tmp_path}: can't be written: Is a directory"
+    assert checkpoints(tmp_path) == ["step-00000006"]
+
+
+@pytest.fixture
+def study(trained, tmp_path):
+    """A study with one trial, whose checkpoint is that of `trained`."""
+    shutil.copytree(trained / "checkpoints" / "step-00000006", tmp_path / "root" / "a")
+    shutil.copy(trained / "reconstructions.png", tmp_path / "root" / "a")
+    study = optuna.create_study(study_name="tiny")
+    records.set_output(study, str(tmp_path / "root"))
+    trial = study.ask()
+    records.set_checkpoint(trial, records.CheckpointRecord(step=6, folder="a", metrics={"val/psnr": 20.0}))
+    study.tell(trial, 20.0)
+    return study
+
+
+def test_a_model_is_exported_with_its_pictures(study, tmp_path):
+    assert models.export(study, 0, tmp_path / "model") == f"trial 0 at step 6 -> {tmp_path}/model"
+    exported = {path.name for path in (tmp_path / "model").iterdir()}
+    assert exported == {"weights.safetensors", "config.json", "reconstructions.png"}
+
+
+def test_a_folder_that_an_export_cannot_make_is_named(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    for target, problem in (
+        ("/dev/null/x", "cannot be written: Not a directory"),
+        (f"{tmp_path}/file", "expected a folder that is new or empty"),
+        (f"{tmp_path}/{'x' * 300}", "can't be written: File name too long"),
+    ):
+        with pytest.raises((OutputError, VqvaeError)) as caught:
+            models.export(study, 0, Path(target))
+        assert str(caught.value) == f"{target}: {problem}"
+
+
+def test_a_picture_is_reconstructed_at_its_own_size_and_stays_as_it_is(trained, picture):
+    before = picture.read_bytes()
+    (line,) = models.reconstruct(trained / "model", [picture], picture.parent)
+    result = picture.with_name("cat.reconstruction.png")
+    assert re.fullmatch(rf"{picture} -> {result}  100 x 70, PSNR \d+\.\d\d dB", line)
+    assert Image.open(result).size == (100, 2 * 70)
+    assert picture.read_bytes() == before
+
+
+def test_two_pictures_of_one_name_are_refused(trained, picture, tmp_path):
+    other = tmp_path / "other" / "cat.jpg"
+    with pytest.raises(UserError) as caught:
+        models.reconstruct(trained / "model", [picture, other], tmp_path / "r")
+    result = tmp_path / "r" / "cat.reconstruction.png"
+    assert str(caught.value) == f"{picture} and {other}: both would become {result}; expected different names"
+    assert not (tmp_path / "r").exists()
+
+
+def bomb():
+    """The start of a PNG of 60000 x 60000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 10) + b"IDAT"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"no picture", "cannot identify image file"),
+        (bomb(), "Image size (3600000000 pixels) exceeds limit of "),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "cannot identify image file"),
+    ],
+    ids=["missing", "text", "a bomb", "zeros"],
+)
+def test_a_picture_that_cannot_be_read_is_named_before_anything_is_written(trained, picture, tmp_path, content, reason):
+    broken = tmp_path / "dog.png"
+    if content:
+        broken.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        models.reconstruct(trained / "model", [picture, broken], tmp_path / "r")
+    assert str(caught.value).startswith(f"{broken}: this picture can't be read: {reason}")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_that_reconstructions_cannot_go_to_is_named(trained, picture):
+    with pytest.raises(OutputError) as caught:
+        models.reconstruct(trained / "model", [picture], Path("/dev/null/x"))
+    assert str(caught.value) == UNWRITABLE
