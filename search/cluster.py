@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +41,9 @@ def connected(address: str | None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
+    # A closing terminal tells the whole process group; Ray's own processes must outlive the driver's drain.
+    main_thread = threading.current_thread() is threading.main_thread()
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN) if main_thread else None
     common: dict[str, Any] = {"namespace": "vqsearch", "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
@@ -50,6 +55,9 @@ def connected(address: str | None) -> Iterator[None]:
         if address is None:
             raise SearchError(f"Ray can't be started on this machine: {error}") from error
         raise ResourceError(f"--address {address}: no Ray cluster answers there: {error}") from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGHUP, hangup)
     try:
         yield
     finally:

@@ -208,20 +208,22 @@ def test_a_killed_search_resumes_from_its_storage_to_the_exact_budget(tiny_file,
         assert before.intermediate_values.items() <= after.intermediate_values.items()
 
 
-def test_ctrl_c_hands_the_trials_back_and_prints_how_to_go_on(tiny_file, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_ctrl_c_or_a_closed_terminal_hands_the_trials_back(tiny_file, tmp_path, number, code):
     flags = ["--set", "budget.steps=1080", "--set", "train.optimizer.warmup_steps=2", "--trials", "2"]
     command = [*VQSEARCH, "launch", str(tiny_file), *flags]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         wait_for(started(tmp_path, 120), process)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)  # A terminal tells the whole group.
         printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "go on with: vqsearch resume --study tiny" in printed
     left = trials(tmp_path)
     assert not [trial for trial in left if trial.state == TrialState.RUNNING]
     assert [trial for trial in left if trial.state == TrialState.WAITING and "checkpoint" in trial.user_attrs]
-    assert "goes on at step" in vqsearch("resume", cwd=tmp_path)
-    assert counted(tmp_path) == 2
+    if number == signal.SIGINT:
+        assert "goes on at step" in vqsearch("resume", cwd=tmp_path)
+        assert counted(tmp_path) == 2
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_elsewhere(tiny_file, tmp_path):
