@@ -111,7 +111,7 @@ def summary(study: optuna.Study, space: Space) -> list[str]:
     states = [f"{now.counts.get(s, 0)} {w}" for s, w in _WORDS.items() if now.counts.get(s, 0)]
     lines = [f"{study.study_name}: {now.done} of {now.total} trials ({', '.join(states) or 'none yet'})"]
     if now.invalid:
-        lines.append(f"{now.invalid} trials broke a limit before training")
+        lines.append(f"{now.invalid} {'trial' if now.invalid == 1 else 'trials'} broke a limit before training")
     if now.best:
         lines.append(f"best: trial {now.best.number}, {space.objective.metric} {now.best.value:.5g}")
         lines.append(f"      {settings(now.best.params)}")

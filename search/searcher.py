@@ -125,7 +125,11 @@ class StudySearcher(Searcher):
         if finished + len(opened.flights) >= opened.space.budget.trials:
             return True
         hours = opened.space.budget.hours
-        return hours is not None and opened.hours() >= hours
+        if hours is None or opened.hours() < hours:
+            return False
+        self._stop_asking = True
+        opened.notify(f"the budget of {hours:g} h is spent: running trials finish, no other one starts")
+        return True
 
     def _take_off(self) -> Flight | None:
         """The next trial that keeps the limits; None when too many did not."""

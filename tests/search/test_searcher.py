@@ -254,7 +254,10 @@ def test_hours_are_those_of_all_drivers_and_end_the_search(place, tiny_file):
     place.space = space.load(tiny_file, ["budget={trials: 7, steps: 18, hours: 1}"])
     driver = opened(place)
     driver.hours_before = 1.0
+    said = []
+    driver.notify = said.append
     drive(driver)
+    assert said == ["the budget of 1 h is spent: running trials finish, no other one starts"]
     assert history(place) == []
     assert opened(place).hours() >= 1.0
 
