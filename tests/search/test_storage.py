@@ -117,8 +117,8 @@ def test_passwords_are_hidden_and_nothing_else(url, shown):
     assert not password or f":{password}@" not in redact(url)
 
 
-@pytest.fixture
-def shared():
+@pytest.fixture(params=[0o555, 0o777], ids=["all of it read-only", "a read-only file"])
+def shared(request):
     """A folder with a study in `a.db` that this process may read and not write, be it root's."""
     folder = Path(tempfile.mkdtemp())
     user = os.geteuid()
@@ -127,7 +127,7 @@ def shared():
     storage.engine.dispose()
     assert [path.name for path in folder.iterdir()] == ["a.db"]
     (folder / "a.db").chmod(0o444)
-    folder.chmod(0o555)
+    folder.chmod(request.param)
     if not user:
         os.seteuid(65534)
     yield folder
@@ -137,7 +137,7 @@ def shared():
     shutil.rmtree(folder)
 
 
-def test_a_database_in_a_folder_that_can_only_be_read_is_read(shared):
+def test_a_database_that_can_only_be_read_is_read(shared):
     study = optuna.load_study(study_name="a", storage=open_storage(f"sqlite:///{shared}/a.db", create=False))
     assert len(study.trials) == 1
 
