@@ -83,7 +83,8 @@ def resume(
     Raises:
         UserError: what the user can mend; nothing has been started or lost.
     """
-    store = storage.open_storage(url, create=False)
+    storage.open_storage(url, create=False)  # A mistyped URL must not make a database.
+    store = storage.open_storage(url)
     known, space = study.load(store, name)
     space = study.operational(space, changes or {})
     if _nothing_left(known, space.budget.trials, view):

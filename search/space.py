@@ -216,7 +216,7 @@ def assignment(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise SpaceError(f"--set {text}", "", "must be FIELD=VALUE, such as budget.trials=8")
+        raise SpaceError(f"--set {text}", "", "must be FIELD=VALUE, such as seed=1")
     try:
         return key, yaml12.scalar(value)
     except SpaceError as error:

@@ -74,7 +74,7 @@ BAD = {
     "no space file": (["launch", "nothing.yaml"], "vqsearch: nothing.yaml: no such space file"),
     "a flag without a value": (
         ["validate", "tiny.yaml", "--set", "budget.trials"],
-        "vqsearch: --set budget.trials: must be FIELD=VALUE, such as budget.trials=8",
+        "vqsearch: --set budget.trials: must be FIELD=VALUE, such as seed=1",
     ),
     "no storage": (["status"], "vqsearch: sqlite:///vqsearch.db: no such database file"),
     "no storage to resume from": (["resume"], "vqsearch: sqlite:///vqsearch.db: no such database file"),

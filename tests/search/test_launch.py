@@ -151,8 +151,8 @@ def test_the_best_model_is_exported_and_reconstructs_a_picture(searched, tmp_pat
     }  # fmt: skip
     imsave(tmp_path / "cat.png", data.chelsea())
     printed = vqsearch("reconstruct", str(tmp_path / "model"), str(tmp_path / "cat.png"), "--to", "r", cwd=folder)
-    assert re.fullmatch(r".*cat\.png -> r/cat\.png  451 x 300, PSNR \d+\.\d\d dB\n", printed)
-    assert imread(folder / "r" / "cat.png").shape == (600, 451, 3)
+    assert re.fullmatch(r".*cat\.png -> r/cat\.reconstruction\.png  451 x 300, PSNR \d+\.\d\d dB\n", printed)
+    assert imread(folder / "r" / "cat.reconstruction.png").shape == (600, 451, 3)
     assert vqvae.load(tmp_path / "model").resolution == 64
 
 
