@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 
-from search import cluster, output, storage, study
+from search import cluster, output, records, storage, study
 from search.errors import VqsearchError
 from search.progress import View
 from search.space import Space
@@ -47,15 +47,8 @@ def launch(
     known = study.existing(store, space, absolute)
     if known is not None and _nothing_left(known, space.budget.trials, view):
         return 0
-    check_trainable(space)
-    if address is None:
-        check_weights(space)
-        prepare_data(space, view)
-    with cluster.connected(address):
-        capacity = cluster.Capacity(space)
-        parallel = capacity.require(wait_for_nodes)
-        with contextlib.closing(study.create(store, space, absolute, parallel)) as opened:
-            return _drive(opened, capacity, view)
+    opening = functools.partial(study.create, store, space, absolute)
+    return _run(space, opening, address, wait_for_nodes, view)
 
 
 def resume(
@@ -89,15 +82,26 @@ def resume(
     space = study.operational(space, changes or {})
     if _nothing_left(known, space.budget.trials, view):
         return 0
+    moved = None if root is None else output.absolute(root)
+    output.check(moved or records.output(known), create=False)
+
+    def opening(_parallel: int) -> OpenStudy:
+        return study.resume(store, known.study_name, changes, moved)
+
+    return _run(space, opening, address, wait_for_nodes, view)
+
+
+def _run(
+    space: Space, opening: Callable[[int], OpenStudy], address: str | None, wait_for_nodes: bool, view: View
+) -> int:
+    """Check what every trial needs, then open the study (given the trials that run at once) and drive it."""
     check_trainable(space)
     if address is None:
         check_weights(space)
         prepare_data(space, view)
     with cluster.connected(address):
         capacity = cluster.Capacity(space)
-        capacity.require(wait_for_nodes)
-        moved = None if root is None else output.absolute(root)
-        with contextlib.closing(study.resume(store, known.study_name, changes, moved)) as opened:
+        with contextlib.closing(opening(capacity.require(wait_for_nodes))) as opened:
             return _drive(opened, capacity, view)
 
 
