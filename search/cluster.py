@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from search.errors import ResourceError, SearchError
-from search.space import Resources, Space
+from search.schema import Resources
+from search.space import Space
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -20,6 +20,7 @@ from search.space import Space, assignment
 from search.study import trial_of
 from vqvae import config as vqvae_config
 from vqvae.config import ConfigError, TrainConfig
+from vqvae.presets import preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,7 @@ def read_config(source: str) -> TrainConfig:
     """
     kind, _, name = source.partition(":")
     if kind == "preset":
-        return vqvae_config.preset(name)
+        return preset(name)
     try:
         text = Path(source).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -10,7 +10,7 @@ _HOMES: dict[str, str] = {
     "TrainConfig": "config",
     "VqvaeError": "config",
     "from_dict": "config",
-    "preset": "config",
+    "preset": "presets",
     "replace": "config",
     "to_dict": "config",
     "build_model": "model",

@@ -1,7 +1,7 @@
 import pytest
 
 from search.cluster import fitting
-from search.space import Resources
+from search.schema import Resources
 
 
 @pytest.mark.parametrize(

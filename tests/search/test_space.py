@@ -5,7 +5,7 @@ import yaml
 
 from search import space
 from search.errors import SpaceError
-from search.space import Limits, Pruner
+from search.schema import Limits, Pruner
 
 SPACES = sorted((Path(__file__).parents[2] / "spaces").glob("*.yaml"))
 
@@ -27,11 +27,11 @@ def test_the_four_backbones_are_limited_alike():
 
 @pytest.mark.parametrize("name", ["convolution", "attention", "mamba", "bimamba"])
 def test_the_first_baseline_is_the_articles_setting(name):
-    from vqvae import config
+    from vqvae import config, presets
 
     loaded = space.load(SPACES[0].parent / f"{name}.yaml")
     ours = config.to_dict(loaded.config(loaded.baselines[0]))
-    article = config.to_dict(config.preset(name))
+    article = config.to_dict(presets.preset(name))
     for part in ("model", "quantizer", "loss", "optimizer", "batch_size", "steps"):
         assert ours[part] == article[part]
 

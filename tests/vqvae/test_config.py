@@ -12,7 +12,6 @@ import pytest
 
 from vqvae import config as module
 from vqvae.config import (
-    PRESETS,
     ConfigError,
     DataConfig,
     ModelConfig,
@@ -21,10 +20,10 @@ from vqvae.config import (
     fields,
     from_dict,
     nest,
-    preset,
     replace,
     to_dict,
 )
+from vqvae.presets import PRESETS, preset
 
 
 def test_the_defaults_are_the_setting_of_the_article() -> None:

@@ -1,0 +1,131 @@
+"""The keys of a space file and their types, for pydantic; nothing here knows what a field means to the trainer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from search import yaml12
+from search.errors import SpaceError
+
+
+class _Part(BaseModel):
+    """A part of a space file: frozen, no unknown keys, no silent conversions of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Objective(_Part):
+    """What is optimized: one metric on held-out images."""
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+
+
+class Budget(_Part):
+    """When the search ends."""
+
+    trials: int = Field(ge=1)
+    """Trials of the study in total: complete, pruned and failed ones."""
+    steps: int = Field(ge=1)
+    """Optimizer steps of one trial that is not stopped."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall hours of all drivers together after which no trial starts."""
+
+
+class Sampler(_Part):
+    """How parameters are chosen."""
+
+    kind: Literal["tpe", "random", "qmc", "gp", "cmaes"] = "tpe"
+
+
+class Pruner(_Part):
+    """How trials are stopped early."""
+
+    kind: Literal["asha", "median", "none"] = "asha"
+    rungs: int = Field(default=2, ge=1, le=6)
+    """Steps before the last at which trials are compared."""
+    reduction_factor: int = Field(default=3, ge=2)
+    """Ratio of one rung to the one before; asha lets one trial in so many go on."""
+
+
+class Resources(_Part):
+    """What one trial asks the cluster for."""
+
+    gpus: float = Field(default=1.0, ge=0)
+    cpus: float = Field(default=1.0, gt=0)
+
+
+class Limits(_Part):
+    """Bounds of a quantity; a trial outside them is infeasible."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class File(_Part):
+    """The keys of a space file."""
+
+    study: str
+    objective: Objective
+    budget: Budget
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+    resources: Resources = Resources()
+    parallel: int | None = Field(default=None, ge=1)
+    retries: int = Field(default=2, ge=0)
+    seed: int = Field(default=0, ge=0)
+    storage: str | None = None
+    output: str | None = None
+    train: dict[str, Any] = {}
+    search: dict[str, Any]
+    constraints: dict[str, Limits] = {}
+    baselines: list[dict[str, Any]] = []
+
+
+def validate(values: Mapping[str, Any], document: yaml12.Document) -> File:
+    """The keys of a space file, each of its type.
+
+    Raises:
+        SpaceError: an unknown or missing key, a wrong type or a number out of range, with its place.
+    """
+    try:
+        return File.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise _explain(error, document) from None
+
+
+def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> SpaceError:
+    """The first mistake that pydantic found, in our words; a misspelled key before what is missing for it."""
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    path = tuple(first["loc"])
+    if first["type"] == "missing":
+        return document.error(path, "this key is missing")
+    if first["type"] == "extra_forbidden":
+        known: Any = File
+        for part in path[:-1]:
+            annotation = known.model_fields[part].annotation if part in known.model_fields else Limits
+            known = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Limits
+        near = difflib.get_close_matches(str(path[-1]), list(known.model_fields), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known.model_fields)}"
+        return document.error(path, f"unknown key; {hint}")
+    wanted = {
+        "string_type": "must be text",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "dict_type": "must be a mapping",
+        "list_type": "must be a list",
+        "model_type": "must be a mapping",
+        "model_attributes_type": "must be a mapping",
+        "literal_error": "must be one of {expected}",
+        "greater_than_equal": "must be at least {ge:g}",
+        "greater_than": "must be above {gt:g}",
+        "less_than_equal": "must be at most {le:g}",
+    }.get(first["type"], first["msg"])
+    words = wanted.format_map({**first.get("ctx", {})}).replace("'", "").replace(" or ", ", ")
+    return document.error(path, f"{words}, but got {first['input']!r}")
