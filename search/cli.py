@@ -103,7 +103,7 @@ def launch(
     ended = launching.launch(
         loaded, url=url, root=output or loaded.output, address=address, wait_for_nodes=wait_for_nodes, view=view
     )
-    _finish(ended, url, loaded.study, storage)
+    _finish(ended, url, loaded.study)
 
 
 @cli.command(epilog="vqsearch resume\nvqsearch resume --storage postgresql://me@db/studies --study mamba --trials 128")
@@ -147,7 +147,7 @@ def resume(
         wait_for_nodes=wait_for_nodes,
         view=View(_console(), quiet),
     )
-    _finish(ended, url, loaded.study_name, storage)
+    _finish(ended, url, loaded.study_name)
 
 
 @cli.command(epilog="vqsearch status --study demo")
@@ -237,10 +237,10 @@ def train(
         raise click.UsageError("give either a CONFIG or --trial N")
     if number is not None:
         loaded, space = _load(storage, study)
-        settings = models.config_of(loaded, space, number)
+        settings = models.override(models.config_of(loaded, space, number), overrides)
     else:
-        settings = models.read_config(config or "")
-    stopped = models.train(models.override(settings, overrides), Path(target), click.echo)
+        settings = models.read_config(config or "", overrides)
+    stopped = models.train(settings, Path(target), click.echo)
     if stopped:
         sys.exit(128 + stopped)
 
@@ -309,7 +309,7 @@ def _keep_secrets(storage: str | None, address: str | None) -> None:
         raise UserError("--storage holds a password that --address would show to the cluster; set $VQSEARCH_STORAGE")
 
 
-def _finish(signal: int, url: str, name: str, storage: str | None) -> None:
+def _finish(signal: int, url: str, name: str) -> None:
     """The last lines of a launch: what it came to, and what to do next."""
     from search import progress
     from search import study as studies
@@ -318,7 +318,7 @@ def _finish(signal: int, url: str, name: str, storage: str | None) -> None:
     loaded, space = studies.load(open_storage(url, create=False), name)
     for line in progress.summary(loaded, space):
         click.echo(line)
-    flags = f" --storage '{redact(storage)}'" if storage else ""
+    flags = f" --storage '{redact(url)}'" if url != _storage(None) else ""
     if signal:
         click.echo(f"go on with: vqsearch resume{flags} --study {name}")
         sys.exit(128 + signal)

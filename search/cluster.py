@@ -40,8 +40,11 @@ def connected(address: str | None) -> Iterator[None]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    import logging
+
     import ray
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # A lost worker is told by us, in one line.
     # A closing terminal tells the whole process group; Ray's own processes must outlive the driver's drain.
     main_thread = threading.current_thread() is threading.main_thread()
     hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN) if main_thread else None
@@ -70,22 +73,31 @@ class Capacity:
 
     Args:
         space: what one trial needs, and the most that the user wants at once.
+        local: the cluster is this machine alone, so that a node that is gone does not come back.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, local: bool) -> None:
         self._space = space
+        self._local = local
         self._read = -math.inf
         self._value = 0
 
     def __call__(self) -> int:
-        """Trials at once; read from the cluster at most once a second."""
+        """Trials at once; read from the cluster at most once a second.
+
+        Raises:
+            SearchError: Ray has died on this machine.
+        """
         if time.monotonic() - self._read > 1.0:
             self._read = time.monotonic()
             self._value = self._fit()
         return self._value
 
     def _fit(self) -> int:
-        fits = sum(fitting(node, self._space.resources) for node in _nodes())
+        nodes = _nodes()
+        if self._local and not nodes:
+            raise SearchError("Ray has died on this machine; the trials go on with: vqsearch resume")
+        fits = sum(fitting(node, self._space.resources) for node in nodes)
         return fits if self._space.parallel is None else min(fits, self._space.parallel)
 
     def require(self, wait_for_nodes: bool) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 
-from search import cluster, output, records, storage, study
+from search import cluster, lease, output, records, storage, study
 from search.errors import VqsearchError
 from search.progress import View
 from search.space import Space
@@ -45,8 +45,10 @@ def launch(
     absolute = None if root is None else output.absolute(root)
     store = storage.open_storage(url)
     known = study.existing(store, space, absolute)
-    if known is not None and _nothing_left(known, space.budget.trials, view):
-        return 0
+    if known is not None:
+        lease.refuse_if_held(store, space.study)
+        if _nothing_left(known, space.budget.trials, view):
+            return 0
     opening = functools.partial(study.create, store, space, absolute)
     return _run(space, opening, address, wait_for_nodes, view)
 
@@ -80,6 +82,7 @@ def resume(
     store = storage.open_storage(url)
     known, space = study.load(store, name)
     space = study.operational(space, changes or {})
+    lease.refuse_if_held(store, known.study_name)
     if _nothing_left(known, space.budget.trials, view):
         return 0
     moved = None if root is None else output.absolute(root)
@@ -100,7 +103,7 @@ def _run(
         check_weights(space)
         prepare_data(space, view)
     with cluster.connected(address):
-        capacity = cluster.Capacity(space)
+        capacity = cluster.Capacity(space, local=address is None)
         with contextlib.closing(opening(capacity.require(wait_for_nodes))) as opened:
             return _drive(opened, capacity, view)
 

@@ -32,6 +32,16 @@ STALE_S = 60.0
 WRITTEN_S = 5.0
 
 
+def refuse_if_held(storage: BaseStorage, name: str) -> None:
+    """Look, without taking it, whether another driver holds the lease of a study.
+
+    Raises:
+        LeaseError: one does; the message names host and process.
+    """
+    for number, holder in _holders(storage, name).items():
+        _refuse_if_alive(storage, name, number, holder)
+
+
 def is_lease(study: str) -> bool:
     """Whether a study of this name is a lease, to be hidden where studies are listed."""
     return re.search(r"/lease/\d+$", study) is not None
@@ -115,59 +125,22 @@ class Lease:
         study_id = self._storage.get_study_id_from_name(self._name)
         # The count comes first: a lease that is taken after it was read makes ours a duplicate.
         past = int(self._storage.get_study_user_attrs(study_id).get(records.LEASES, 0))
-        holders = self._holders()
+        holders = _holders(self._storage, self._name)
         for number, holder in holders.items():
-            self._refuse_if_alive(number, holder)
+            _refuse_if_alive(self._storage, self._name, number, holder)
         number = max([past, *holders]) + 1
         try:
             lease = self._storage.create_new_study([StudyDirection.NOT_SET], f"{self._prefix}{number}")
         except optuna.exceptions.DuplicatedStudyError:
             raise LeaseError(f"{self._name}: another driver has just started this study") from None
         self._write(lease)
-        if max(self._holders()) > number:
+        if max(_holders(self._storage, self._name)) > number:
             self._storage.delete_study(lease)
             raise LeaseError(f"{self._name}: another driver has just started this study")
         self._storage.set_study_user_attr(study_id, records.LEASES, number)
         for old in holders:
             self._delete(f"{self._prefix}{old}")
         return number, lease
-
-    def _refuse_if_alive(self, number: int, holder: Holder) -> None:
-        waited = time.monotonic()
-        while not holder.machine and time.monotonic() - waited < WRITTEN_S:
-            # It has been created this moment, and its holder is about to write who it is.
-            time.sleep(0.05)
-            holder = self._holders().get(number, holder)
-        if _alive(holder) or (not _here(holder) and self._beats(holder)):
-            ago = max(0.0, time.time() - holder.beat)
-            raise LeaseError(
-                f"{self._name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s "
-                "ago); stop it first, or wait for it to end"
-            )
-
-    def _holders(self) -> dict[int, Holder]:
-        found = {}
-        for study in self._storage.get_all_studies():
-            if study.study_name.startswith(self._prefix):
-                attributes = study.user_attrs
-                found[int(study.study_name[len(self._prefix) :])] = Holder(
-                    host=str(attributes.get("host", "a host that did not say its name")),
-                    pid=int(attributes.get("pid", 0)),
-                    machine=str(attributes.get("machine", "")),
-                    born=int(attributes.get("born", 0)),
-                    beat=float(attributes.get("beat", 0.0)),
-                )
-        return found
-
-    def _beats(self, holder: Holder) -> bool:
-        """Whether a driver on another machine is alive: heard of lately, or heard of while we wait."""
-        if abs(time.time() - holder.beat) < STALE_S:
-            return True
-        if time.time() - holder.beat > 3600:
-            return False
-        # Clocks differ between machines; whether the beat moves does not depend on them.
-        time.sleep(2.5 * BEAT_S)
-        return any(other.beat > holder.beat for other in self._holders().values())
 
     def _write(self, lease: int) -> None:
         me: dict[str, Any] = {
@@ -190,10 +163,51 @@ class Lease:
         """Say that this driver lives, and see whether the lease is still the newest."""
         try:
             self._storage.set_study_user_attr(self._id, "beat", time.time())
-            self._lost = max(self._holders(), default=0) != self.number
+            self._lost = max(_holders(self._storage, self._name), default=0) != self.number
         except KeyError:  # The lease is gone: who takes over removes the old one.
             self._lost = True
         self._heard = _now()
+
+
+def _refuse_if_alive(storage: BaseStorage, name: str, number: int, holder: Holder) -> None:
+    waited = time.monotonic()
+    while not holder.machine and time.monotonic() - waited < WRITTEN_S:
+        # It has been created this moment, and its holder is about to write who it is.
+        time.sleep(0.05)
+        holder = _holders(storage, name).get(number, holder)
+    if _alive(holder) or (not _here(holder) and _beats(storage, name, holder)):
+        ago = max(0.0, time.time() - holder.beat)
+        raise LeaseError(
+            f"{name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s ago); "
+            "stop it first, or wait for it to end"
+        )
+
+
+def _holders(storage: BaseStorage, name: str) -> dict[int, Holder]:
+    prefix = f"{name}/lease/"
+    found = {}
+    for study in storage.get_all_studies():
+        if study.study_name.startswith(prefix):
+            attributes = study.user_attrs
+            found[int(study.study_name[len(prefix) :])] = Holder(
+                host=str(attributes.get("host", "a host that did not say its name")),
+                pid=int(attributes.get("pid", 0)),
+                machine=str(attributes.get("machine", "")),
+                born=int(attributes.get("born", 0)),
+                beat=float(attributes.get("beat", 0.0)),
+            )
+    return found
+
+
+def _beats(storage: BaseStorage, name: str, holder: Holder) -> bool:
+    """Whether a driver on another machine is alive: heard of lately, or heard of while we wait."""
+    if abs(time.time() - holder.beat) < STALE_S:
+        return True
+    if time.time() - holder.beat > 3600:
+        return False
+    # Clocks differ between machines; whether the beat moves does not depend on them.
+    time.sleep(2.5 * BEAT_S)
+    return any(other.beat > holder.beat for other in _holders(storage, name).values())
 
 
 def _now() -> float:

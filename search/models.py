@@ -40,15 +40,19 @@ def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
     return space.config(trial.params)
 
 
-def read_config(source: str) -> TrainConfig:
+def read_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """A config from a YAML or JSON file, or one of the article's: ``preset:mamba``.
+
+    Args:
+        source: the file, or ``preset:NAME``.
+        overrides: ``FIELD=VALUE``, set before anything is checked.
 
     Raises:
         UserError: no such file or preset, or fields that do not hold, with file and line.
     """
     kind, _, name = source.partition(":")
     if kind == "preset":
-        return preset(name)
+        return override(preset(name), overrides)
     try:
         text = Path(source).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -59,7 +63,8 @@ def read_config(source: str) -> TrainConfig:
     if not isinstance(document.value, dict):
         raise UserError(f"{source}: a config is a mapping of fields")
     try:
-        config: TrainConfig = vqvae_config.from_dict(document.value)
+        values = dict(assignment(text) for text in overrides)
+        config: TrainConfig = vqvae_config.from_dict(vqvae_config.merged(document.value, vqvae_config.nest(values)))
     except ConfigError as error:
         raise document.error(error.key.split("."), error.problem) from None
     return config

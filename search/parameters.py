@@ -93,7 +93,7 @@ class Parameter:
         if self.kind == "choice":
             return any(label == known and type(label) is type(known) for known in self.labels)
         number = isinstance(label, (int, float)) and not isinstance(label, bool)
-        whole = self.kind == "float" or (number and label == int(label))
+        whole = self.kind == "float" or (number and math.isfinite(label) and label == int(label))
         return bool(number and whole and self.low <= label <= self.high)
 
 

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -58,8 +58,14 @@ class Standing:
         return sum(self.counts.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
 
 
-def standing(study: optuna.Study, space: Space, running: int = 0) -> Standing:
-    """Where a study stands, from its storage."""
+def standing(study: optuna.Study, space: Space, running: Sequence[float] = ()) -> Standing:
+    """Where a study stands, from its storage.
+
+    Args:
+        study: what is asked.
+        space: its space.
+        running: seconds for which each running trial has been trained.
+    """
     trials = study.get_trials(deepcopy=False)
     valid = [trial for trial in trials if not records.is_invalid(trial)]
     counts = Counter(trial.state.name for trial in valid)
@@ -68,7 +74,8 @@ def standing(study: optuna.Study, space: Space, running: int = 0) -> Standing:
     left = None
     if finished:
         rest = max(space.budget.trials - len(finished), 0)
-        left = rest * sum(records.seconds(trial) for trial in finished) / len(finished) / max(running, 1)
+        each = sum(records.seconds(trial) for trial in finished) / len(finished)
+        left = max(rest * each - sum(min(spent, each) for spent in running), 0.0) / max(len(running), 1)
     ranked = ranking(study)
     return Standing(
         counts=dict(counts),
@@ -187,11 +194,13 @@ class View:
         while not self._over.wait(PLAIN_EVERY_S):
             if self._opened is not None:
                 now = self._now(self._opened)
-                self.message(f"{now.done} of {now.total} trials, {self._states(now)}, {self._left(now)}")
+                words = (f"{now.done} of {now.total} trials", self._states(now), self._left(now))
+                self.message(", ".join(filter(None, words)))
 
     def _now(self, opened: OpenStudy) -> Standing:
         if self._standing is None or time.monotonic() - self._read > 2.0:
-            self._standing = standing(opened.study, opened.space, len(opened.flights))
+            running = [time.monotonic() - f.started + f.before for f in list(opened.flights.values())]
+            self._standing = standing(opened.study, opened.space, running)
             self._read = time.monotonic()
         return self._standing
 
@@ -215,9 +224,11 @@ class View:
     def _running(self, opened: OpenStudy) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         metric = opened.space.objective.metric
-        for heading in ("trial", "step", metric, "images/s"):
-            table.add_column(heading, justify="right")
-        table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
+        for heading, least in (("trial", 5), ("step", 11), (metric, len(metric)), ("images/s", 8)):
+            table.add_column(heading, justify="right", no_wrap=True, min_width=least)
+        wide = self.console.width >= 70
+        if wide:
+            table.add_column("settings", no_wrap=True, overflow="ellipsis")
         for flight in list(opened.flights.values()):
             rate = flight.metrics.get("images_per_s")
             table.add_row(
@@ -225,7 +236,7 @@ class View:
                 f"{flight.step}/{opened.space.budget.steps}",
                 number(flight.metrics.get(metric)),
                 "starting" if rate is None else f"{rate:.0f}",
-                settings(flight.labels),
+                *([settings(flight.labels)] if wide else []),
             )
         return table
 

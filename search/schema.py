@@ -16,7 +16,7 @@ from search.errors import SpaceError
 class _Part(BaseModel):
     """A part of a space file: frozen, no unknown keys, no silent conversions of text to numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Objective(_Part):
@@ -29,9 +29,9 @@ class Objective(_Part):
 class Budget(_Part):
     """When the search ends."""
 
-    trials: int = Field(ge=1)
+    trials: int = Field(ge=1, le=10**6)
     """Trials of the study in total: complete, pruned and failed ones."""
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=10**9)
     """Optimizer steps of one trial that is not stopped."""
     hours: float | None = Field(default=None, gt=0)
     """Wall hours of all drivers together after which no trial starts."""
@@ -76,7 +76,7 @@ class File(_Part):
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     resources: Resources = Resources()
-    parallel: int | None = Field(default=None, ge=1)
+    parallel: int | None = Field(default=None, ge=1, le=10**5)
     retries: int = Field(default=2, ge=0)
     seed: int = Field(default=0, ge=0)
     storage: str | None = None
@@ -125,6 +125,7 @@ def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> Spac
         "literal_error": "must be one of {expected}",
         "greater_than_equal": "must be at least {ge:g}",
         "greater_than": "must be above {gt:g}",
+        "finite_number": "must be a finite number",
         "less_than_equal": "must be at most {le:g}",
     }.get(first["type"], first["msg"])
     words = wanted.format_map({**first.get("ctx", {})}).replace("'", "").replace(" or ", ", ")

@@ -79,11 +79,12 @@ class StudySearcher(Searcher):
         if opened.failure is not None:
             raise opened.failure
         opened.lease.check()
-        if opened.flights and len(opened.flights) >= self._capacity():
+        capacity = self._capacity()
+        if opened.flights and len(opened.flights) >= capacity:
             return None  # Asked ten times a second: the storage is read only when there is room.
         if self._over():
             return None if opened.flights else self.FINISHED
-        if len(opened.flights) >= self._capacity():
+        if len(opened.flights) >= capacity:
             return None
         flight = self._take_off()
         if flight is None:

@@ -142,10 +142,13 @@ def _flush(path: Path) -> None:
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    path.touch()  # safetensors makes a file that only its owner reads
+    mode = path.stat().st_mode
     try:
         safetensors.torch.save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
     except safetensors.SafetensorError as error:  # how a full disk shows
         raise OSError(str(error)) from error
+    path.chmod(mode)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -46,6 +46,10 @@ class ConfigError(VqvaeError):
         return ConfigError(f"{parent}.{self.key}", self.problem)
 
 
+LARGEST = 2**16
+"""Of any one dimension of a model or an image: far beyond use, near enough that sizes still multiply."""
+
+
 def _require(holds: bool, key: str, expected: str, value: object) -> None:
     if not holds:
         raise ConfigError(key, f"must be {expected}, but got {value!r}")
@@ -79,6 +83,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("width", "depth", "patch", "mlp_ratio", "head_size", "state_size"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            most = 1000 if name == "depth" else LARGEST
+            _require(getattr(self, name) <= most, name, f"at most {most}", getattr(self, name))
         _require(0 <= self.overlap <= 2, "overlap", "from 0 to 2", self.overlap)
         extra = self.patch * self.overlap
         _require(
@@ -88,9 +94,9 @@ class ModelConfig:
             self.overlap,
         )
         _require(
-            all(0 < m < math.inf for m in self.channel_multipliers),
+            all(0 < m <= LARGEST for m in self.channel_multipliers),
             "channel_multipliers",
-            "above 0 each",
+            f"above 0 and at most {LARGEST} each",
             self.channel_multipliers,
         )
 
@@ -112,7 +118,8 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         _require(self.codebook_size >= 2, "codebook_size", "at least 2", self.codebook_size)
-        _require(self.code_dim >= 1, "code_dim", "at least 1", self.code_dim)
+        _require(self.codebook_size <= 2**24, "codebook_size", f"at most {2**24}", self.codebook_size)
+        _require(1 <= self.code_dim <= LARGEST, "code_dim", f"from 1 to {LARGEST}", self.code_dim)
         _require(0 <= self.beta < math.inf, "beta", "at least 0 and finite", self.beta)
 
 
@@ -199,7 +206,7 @@ class DataConfig:
         _require(self.source in sources, "source", f"one of {', '.join(sources)}", self.source)
         if self.source == "folder":
             _require(bool(self.path), "path", "the folder of images, since source is folder", self.path)
-        _require(self.resolution >= 1, "resolution", "at least 1", self.resolution)
+        _require(1 <= self.resolution <= LARGEST, "resolution", f"from 1 to {LARGEST}", self.resolution)
         _require(
             0 < self.validation_fraction < 1,
             "validation_fraction",
@@ -400,23 +407,23 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with those of `changes` laid over them; neither is changed."""
+    result = dict(values)
+    for key, value in changes.items():
+        before = result.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(typing.cast("Mapping[str, Any]", before), value) if both else value
+    return result
+
+
 def replace(config: TrainConfig, flat: Mapping[str, Any]) -> TrainConfig:
     """`config` with some fields set, named by their dotted names; all are set before anything is checked.
 
     Raises:
         ConfigError: as in `from_dict`.
     """
-
-    def merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-        for key, value in values.items():
-            if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-                merge(into[key], value)
-            else:
-                into[key] = value
-
-    values = to_dict(config)
-    merge(values, nest(flat))
-    result: TrainConfig = from_dict(values)
+    result: TrainConfig = from_dict(merged(to_dict(config), nest(flat)))
     return result
 
 

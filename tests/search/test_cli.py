@@ -114,6 +114,26 @@ BAD = {
         "vqsearch: --set search.model.head_size={choice: [16, 5, 8]}: search.model.head_size: 5 can't be built: "
         "model.head_size: must divide the 16 channels that attention works on, but got 5",
     ),
+    "a number that is none": (
+        ["validate", "tiny.yaml", "--set", "resources.cpus=.inf"],
+        "vqsearch: --set resources.cpus=.inf: resources.cpus: must be a finite number, but got inf",
+    ),
+    "a number beyond all use": (
+        ["validate", "tiny.yaml", "--set", "train.model.depth=1000000000000"],
+        "vqsearch: --set train.model.depth=1000000000000: train.model.depth: must be at most 1000, but got "
+        "1000000000000",
+    ),
+    "a baseline that is no number": (
+        [
+            "validate",
+            "tiny.yaml",
+            "--set",
+            "search.model.depth={int: [1, 2]}",
+            "--set",
+            "baselines=[{model.depth: .nan}]",
+        ],
+        "vqsearch: --set baselines=[{model.depth: .nan}]: baselines[0].model.depth: must be from 1 to 2, but got nan",
+    ),
     "a value that is no YAML": (
         ["validate", "tiny.yaml", "--set", "train.model={width: 3"],
         "vqsearch: --set train.model={width: 3: this is no valid YAML: expected ',' or '}', but got '<stream end>'",
@@ -230,6 +250,16 @@ def test_a_config_is_trained_by_itself_and_a_second_call_goes_on(tmp_path):
     assert "step 5/5  val/" in second.stdout
     assert (tmp_path / "mine" / "model" / "weights.safetensors").exists()
     assert (tmp_path / "mine" / "reconstructions.png").exists()
+
+
+def test_a_flag_mends_a_config_before_it_is_checked(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 3\nbatch_size: 4\nevaluation: {lpips: false}\n")
+    line = refused("train", "config.yaml", "--to", "x", "--set", "micro_batch=3", cwd=tmp_path)
+    assert line == "vqsearch: config.yaml: micro_batch: must be a divisor of batch_size (4), but got 3"
+    line = refused(
+        "train", "config.yaml", "--to", "x", "--set", "micro_batch=4", "--set", "optimizer.lr=0", cwd=tmp_path
+    )
+    assert line == "vqsearch: config.yaml: optimizer.lr: must be above 0 and finite, but got 0.0"
 
 
 def test_a_mistake_in_a_config_names_its_line(tmp_path):

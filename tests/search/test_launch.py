@@ -249,6 +249,22 @@ def test_a_trial_whose_worker_is_killed_goes_on_elsewhere(tiny_file, tmp_path):
     assert trial.user_attrs["retries"] == 1
 
 
+def test_ray_dying_on_this_machine_ends_the_search_with_a_line(tiny_file, tmp_path):
+    import psutil
+
+    flags = ["--set", "budget.steps=10800", "--set", "train.optimizer.warmup_steps=2", "--trials", "2"]
+    command = [*VQSEARCH, "launch", str(tiny_file), *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        wait_for(started(tmp_path, 1200), process)
+        (raylet,) = [c for c in psutil.Process(process.pid).children(recursive=True) if c.name() == "raylet"]
+        raylet.send_signal(signal.SIGKILL)
+        printed, said = process.communicate(timeout=120)
+    assert process.returncode == 1, printed + said
+    assert "vqsearch: Ray has died on this machine; the trials go on with: vqsearch resume" in said
+    assert {trial.state for trial in trials(tmp_path)} == {TrialState.WAITING}
+
+
 def test_trials_outside_the_limits_never_train_and_do_not_count(tiny_file, tmp_path):
     flags = ["--trials", "2", "--set", "constraints.bits_per_image={max: 100}"]
     vqsearch("launch", str(tiny_file), *flags, cwd=tmp_path)

@@ -111,7 +111,7 @@ def test_whole_numbers_pass_as_floats_and_whole_floats_as_integers() -> None:
             0.1,
             "must be such that patch x overlap is an even number of pixels (patch is 8), but got 0.1",
         ),
-        ("model.channel_multipliers", (1, 0), "must be above 0 each, but got (1.0, 0.0)"),
+        ("model.channel_multipliers", (1, 0), "must be above 0 and at most 65536 each, but got (1.0, 0.0)"),
         ("quantizer.codebook_size", 1, "must be at least 2, but got 1"),
         ("quantizer.beta", -0.1, "must be at least 0 and finite, but got -0.1"),
         ("quantizer.beta", math.inf, "must be at least 0 and finite, but got inf"),
