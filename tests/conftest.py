@@ -1,5 +1,9 @@
 """A space that trains in seconds, for every test that needs a search."""
 
+import shutil
+import tempfile
+import uuid
+
 import pytest
 
 TINY = """\
@@ -35,3 +39,35 @@ def tiny_file(tmp_path):
 def tiny_text():
     """The text of the space file, for fixtures that live longer than a test."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server of our own; gives a function that makes an empty database and returns its URL."""
+    pgserver = pytest.importorskip("pgserver", reason="pgserver, a PostgreSQL for tests, is not installed")
+    import sqlalchemy
+
+    folder = tempfile.mkdtemp(prefix="pg")  # Its socket's path must be short.
+    server = pgserver.get_server(folder, cleanup_mode="delete")
+    engine = sqlalchemy.create_engine(
+        server.get_uri().replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
+    )
+
+    def database():
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        return server.get_uri().replace("/postgres?", f"/{name}?")
+
+    yield database
+    engine.dispose()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def storage_url(request, tmp_path):
+    """An empty storage of each kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql")()
+    return f"{request.param}:///{tmp_path}/{request.param}-studies"

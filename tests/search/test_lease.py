@@ -13,11 +13,10 @@ from search.errors import LeaseError
 from search.lease import Lease
 
 
-@pytest.fixture(params=["sqlite", "journal"])
-def url(request, tmp_path):
-    url = f"{request.param}:///{tmp_path}/studies"
-    optuna.create_study(study_name="a", storage=storages.open_storage(url))
-    return url
+@pytest.fixture
+def url(storage_url):
+    optuna.create_study(study_name="a", storage=storages.open_storage(storage_url))
+    return storage_url
 
 
 def test_a_second_driver_is_refused_and_told_who_runs_the_study(url):

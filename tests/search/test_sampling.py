@@ -1,7 +1,10 @@
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from search import parameters, sampling, space
+from search.parameters import Parameter
 
 
 def loaded(tiny_file, *flags):
@@ -78,6 +81,23 @@ def test_a_labelled_choice_stores_its_label_and_trains_its_value(tiny_file):
     config = searched.config({"model.channel_multipliers": "steep"})
     assert config.model.channel_multipliers == (0.5, 0.5, 1.0, 1.0, 1.0)
     assert {t.params["model.channel_multipliers"] for t in history(searched, 12).trials} == {"flat", "steep"}
+
+
+@given(
+    low=st.integers(1, 50),
+    span=st.integers(0, 200),
+    step=st.integers(1, 7),
+    log=st.booleans(),
+    kind=st.sampled_from(["int", "float"]),
+    number=st.integers(0, 40),
+)
+def test_a_quasi_random_value_lies_in_its_range_and_on_its_steps(low, span, step, log, kind, number):
+    steps = {"step": None if kind == "float" else 1} if log else {"step": step}
+    searched = Parameter(name="x", kind=kind, low=low, high=low + span, log=log, **steps)
+    study = optuna.create_study(sampler=sampling.QuasiRandomSampler([searched], 0, number))
+    value = parameters.suggest([searched], study.ask())["x"]
+    assert low <= value <= low + span
+    assert log or (value - low) % step == pytest.approx(0)
 
 
 def test_the_startup_covers_the_trials_that_run_at_once(tiny_file):

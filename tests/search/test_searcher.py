@@ -139,6 +139,14 @@ def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history
     assert writes > 50
 
 
+def test_a_search_gives_the_same_history_on_every_storage(place, storage_url):
+    drive(opened(place))
+    expected = history(place)
+    place.url = storage_url
+    drive(opened(place))
+    assert history(place) == expected
+
+
 def test_an_infeasible_trial_stays_infeasible_though_its_driver_died_before_the_state(place, monkeypatch, tiny_file):
     place.space = space.load(tiny_file, ["budget.trials=1", "constraints.val/psnr={min: 1000}"])
     driver = opened(place)

@@ -14,13 +14,11 @@ from search.errors import StorageError
 from search.storage import open_storage, redact
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "journal"])
-def test_a_study_comes_back_from_a_storage_that_is_opened_again(tmp_path, kind):
-    url = f"{kind}:///{tmp_path}/studies"
-    study = optuna.create_study(study_name="a", storage=open_storage(url))
+def test_a_study_comes_back_from_a_storage_that_is_opened_again(storage_url):
+    study = optuna.create_study(study_name="a", storage=open_storage(storage_url))
     trial = study.ask()
     trial.report(0.5, 1)
-    again = optuna.load_study(study_name="a", storage=open_storage(url, create=False))
+    again = optuna.load_study(study_name="a", storage=open_storage(storage_url, create=False))
     assert again.trials[0].intermediate_values == {1: 0.5}
 
 
