@@ -104,7 +104,10 @@ def _run(
         prepare_data(space, view)
     with cluster.connected(address):
         capacity = cluster.Capacity(space, local=address is None)
-        with contextlib.closing(opening(capacity.require(wait_for_nodes))) as opened:
+        parallel = capacity.require(wait_for_nodes)
+        if not capacity():
+            view.message("no node can run a trial yet; waiting for one that can")
+        with contextlib.closing(opening(parallel)) as opened:
             return _drive(opened, capacity, view)
 
 

@@ -265,6 +265,18 @@ def test_ray_dying_on_this_machine_ends_the_search_with_a_line(tiny_file, tmp_pa
     assert {trial.state for trial in trials(tmp_path)} == {TrialState.WAITING}
 
 
+def test_a_search_can_wait_for_nodes_and_be_stopped_while_it_waits(tiny_file, tmp_path):
+    command = [*VQSEARCH, "launch", str(tiny_file), "--set", "resources.cpus=999", "--wait-for-nodes"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any("no node can run a trial yet; waiting for one that can" in line for line in lines)
+        wait_for(lambda: (tmp_path / "vqsearch-output" / "tiny").exists(), process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert trials(tmp_path) == []
+
+
 def test_trials_outside_the_limits_never_train_and_do_not_count(tiny_file, tmp_path):
     flags = ["--trials", "2", "--set", "constraints.bits_per_image={max: 100}"]
     vqsearch("launch", str(tiny_file), *flags, cwd=tmp_path)
