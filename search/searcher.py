@@ -193,8 +193,10 @@ def tell(opened: OpenStudy, flight: Flight, outcome: Outcome) -> None:
         opened.put_back(trial)
         opened.notify(f"trial {number} is handed back at step {flight.step}{_because(outcome)}")
         return
+    written = opened.frozen(trial).constraints  # by a driver that died before the state
     for name, value in outcome.constraints.items():
-        trial.set_constraint(name, value)
+        if name not in written:
+            trial.set_constraint(name, value)
     records.set_metrics(trial, flight.metrics)
     if outcome.reason:
         records.set_reason(trial, outcome.reason)

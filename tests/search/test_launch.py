@@ -262,7 +262,8 @@ def test_ray_dying_on_this_machine_ends_the_search_with_a_line(tiny_file, tmp_pa
         printed, said = process.communicate(timeout=120)
     assert process.returncode == 1, printed + said
     assert "vqsearch: Ray has died on this machine; the trials go on with: vqsearch resume" in said
-    assert {trial.state for trial in trials(tmp_path)} == {TrialState.WAITING}
+    # One of the two may have been pruned at a rung before Ray was found dead.
+    assert {trial.state for trial in trials(tmp_path)} - {TrialState.PRUNED} == {TrialState.WAITING}
 
 
 def test_a_search_can_wait_for_nodes_and_be_stopped_while_it_waits(tiny_file, tmp_path):
