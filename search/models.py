@@ -18,7 +18,7 @@ from search import output, progress, records, yaml12
 from search.errors import OutputError, StudyError, UserError
 from search.space import Space, assignment
 from search.study import trial_of
-from vqvae import config as vqvae_config
+from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig
 from vqvae.presets import preset
 
@@ -64,7 +64,7 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise UserError(f"{source}: a config is a mapping of fields")
     try:
         values = dict(assignment(text) for text in overrides)
-        config: TrainConfig = vqvae_config.from_dict(vqvae_config.merged(document.value, vqvae_config.nest(values)))
+        config: TrainConfig = conversion.from_dict(conversion.merged(document.value, conversion.nest(values)))
     except ConfigError as error:
         raise document.error(error.key.split("."), error.problem) from None
     return config
@@ -77,7 +77,7 @@ def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
         UserError: no such field, or a value that does not hold.
     """
     values = dict(assignment(text) for text in overrides)
-    return vqvae_config.replace(config, values)
+    return conversion.replace(config, values)
 
 
 def train(config: TrainConfig, target: Path, say: Callable[[str], None]) -> int:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vqvae import config as vqvae_config
+from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
@@ -111,14 +111,14 @@ def parse(search: Mapping[str, Any], base: TrainConfig, document: yaml12.Documen
     Raises:
         SpaceError: with file, line and key.
     """
-    known = vqvae_config.fields()
+    known = conversion.fields()
     if not search:
         raise document.error(("search",), "at least one field must be searched")
     found: dict[str, Parameter] = {}
     for name, value in search.items():
         path = ("search", name)
         if name not in known:
-            raise document.error(path, vqvae_config.unknown(name, known))
+            raise document.error(path, conversion.unknown(name, known))
         if name in UNSEARCHABLE:
             raise document.error(path, f"can't be searched: {UNSEARCHABLE[name]}")
         found[name] = _parameter(name, value, known[name], document)
@@ -192,7 +192,7 @@ def _choices(value: Any, annotation: Any, document: yaml12.Document, path: yaml1
         raise document.error((*path, "choice"), f"must be a list or a mapping of labels, not empty, but got {value!r}")
     for index, (label, item) in enumerate(pairs):
         try:
-            converted = vqvae_config.convert(str(path[-1]), item, annotation)
+            converted = conversion.convert(str(path[-1]), item, annotation)
         except ConfigError as error:
             raise document.error((*path, "choice"), error.problem) from None
         pairs[index] = (converted if label is item and isinstance(item, (int, float)) else label, converted)
@@ -258,7 +258,7 @@ def parse_baselines(
         for name, label in baseline.items():
             path = ("baselines", index, name)
             if name not in known:
-                raise document.error(path, vqvae_config.unknown(name, known).replace("field", "searched field"))
+                raise document.error(path, conversion.unknown(name, known).replace("field", "searched field"))
             parameter = known[name]
             number = isinstance(label, int) and not isinstance(label, bool)
             if number and (parameter.kind == "float" or (parameter.ordered and isinstance(parameter.labels[0], float))):

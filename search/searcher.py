@@ -20,7 +20,8 @@ from search import parameters, records
 from search.parameters import settings
 from search.space import violations
 from search.study import Flight, OpenStudy, Outcome
-from vqvae.config import ConfigError, TrainConfig, to_dict
+from vqvae.config import ConfigError, TrainConfig
+from vqvae.conversion import to_dict
 
 INVALID_PER_TRIAL = 10
 """Trials refused before training, as a multiple of the budget, after which the search gives up."""

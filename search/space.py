@@ -19,6 +19,7 @@ from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
 from search.schema import Budget, File, Limits, Objective, Pruner, Resources, Sampler
 from vqvae import config as vqvae_config
+from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig
 
 PATHS = (("data", "path"), ("data", "cache"), ("loss", "lpips_trunk"), ("evaluation", "lpips_trunk"))
@@ -73,7 +74,7 @@ class Space:
             ConfigError: the values contradict one another.
         """
         values = {p.name: p.value(labels[p.name]) for p in self.parameters if p.name in labels}
-        return vqvae_config.replace(self.base, values)
+        return conversion.replace(self.base, values)
 
 
 def rungs(steps: int, pruner: Pruner) -> tuple[int, ...]:
@@ -229,7 +230,7 @@ def _base(file: File, train: Mapping[str, Any], document: yaml12.Document) -> Tr
             f"{file.pruner.reduction_factor**file.pruner.rungs} steps, but budget.steps is {file.budget.steps}",
         )
     try:
-        config: TrainConfig = vqvae_config.from_dict(
+        config: TrainConfig = conversion.from_dict(
             {**train, "steps": file.budget.steps, "rungs": steps, "seed": file.seed}
         )
     except ConfigError as error:

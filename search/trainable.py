@@ -28,7 +28,7 @@ def run(config: dict[str, Any]) -> None:
         step, metrics, evaluated; checkpoint (its folder below the output root, or None);
         ended ("", stopped, diverged, out of memory, error, or unusable where no trial could run here) and reason.
     """
-    from vqvae import config as vqvae_config
+    from vqvae import conversion
     from vqvae.train import Diverged, OutOfMemory, train
 
     assignment = Assignment(**config)
@@ -37,7 +37,7 @@ def run(config: dict[str, Any]) -> None:
         _share_the_gpu(assignment.gpus)
         stop = _stop_flag(assignment.control)
         with _start_from(assignment) as resume:
-            for progress in train(vqvae_config.from_dict(json.loads(assignment.config)), resume, stop):
+            for progress in train(conversion.from_dict(json.loads(assignment.config)), resume, stop):
                 folder = output.folder_of(assignment.study, assignment.number, progress.step)
                 if progress.checkpoint and folder != saved:
                     output.save(assignment.root, folder, _writer(progress))

@@ -9,10 +9,10 @@ from typing import Any
 _HOMES: dict[str, str] = {
     "TrainConfig": "config",
     "VqvaeError": "config",
-    "from_dict": "config",
+    "from_dict": "conversion",
     "preset": "presets",
-    "replace": "config",
-    "to_dict": "config",
+    "replace": "conversion",
+    "to_dict": "conversion",
     "build_model": "model",
     "load": "checkpoint",
 }

@@ -27,20 +27,19 @@ ASPECT = 4 / 3
 """Widest ratio of the sides of a crop, as in torchvision's RandomResizedCrop."""
 
 
-def batch(images: Images, config: TrainConfig, step: int, micro: int, device: torch.device) -> torch.Tensor:
+def batch(images: Images, config: TrainConfig, step: int, part: slice, device: torch.device) -> torch.Tensor:
     """The images of one micro-batch, augmented.
 
     Args:
         images: what trains.
-        config: seed, batch_size, micro_batch and data are read.
+        config: seed, batch_size and data are read.
         step: optimizer steps done before.
-        micro: which part of the batch, from 0.
+        part: which images of the batch make the micro-batch.
         device: where the images go; the pixels travel as uint8.
 
     Returns:
-        float (config.micro_batch, 3, h, w) in [-1, 1].
+        float (images of the part, 3, h, w) in [-1, 1].
     """
-    part = slice(micro * config.micro_batch, (micro + 1) * config.micro_batch)
     rows = order(len(images), config.seed, step * config.batch_size, config.batch_size)[part]
     theta = crops(config.data, config.batch_size, config.seed, step)[part]
     pixels = rearrange(torch.from_numpy(images[rows]), "b h w c -> b c h w")

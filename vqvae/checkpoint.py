@@ -21,7 +21,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from vqvae.config import ConfigError, TrainConfig, VqvaeError, from_dict, to_dict
+from vqvae.config import ConfigError, TrainConfig, VqvaeError
+from vqvae.conversion import from_dict, to_dict
 from vqvae.model import VQVAE, build_model
 
 if TYPE_CHECKING:

@@ -4,21 +4,15 @@ Every field is followed by its meaning, unit and range. The defaults are the set
 this project grew from (256-pixel images, 30,000 steps, a Mamba backbone of 33M parameters).
 
     config = TrainConfig(steps=1000, model=ModelConfig(backbone="attention", width=128, depth=2))
-    config = replace(config, {"optimizer.lr": 1e-3})
-    config == from_dict(to_dict(config))
 
 This module uses the standard library only, so that a command line can read it without loading torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 
 class VqvaeError(Exception):
@@ -50,21 +44,52 @@ LARGEST = 2**16
 """Of any one dimension of a model or an image: far beyond use, near enough that sizes still multiply."""
 
 
-def _require(holds: bool, key: str, expected: str, value: object) -> None:
+def require(holds: bool, key: str, expected: str, value: object) -> None:
+    """Raises ConfigError unless `holds`: ``KEY: must be EXPECTED, but got VALUE``."""
     if not holds:
         raise ConfigError(key, f"must be {expected}, but got {value!r}")
 
 
+def _each(
+    config: object,
+    names: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Holds each of the fields `names` to one range; without an upper bound it has to be finite."""
+    low = f"above {above:g}" if least is None else f"at least {least:g}"
+    if most is not None or below is not None:
+        high = f"at most {most:g}" if below is None else f"below {below:g}"
+        expected = f"{low} and {high}" if least is None else f"from {least:g} to {high.removeprefix('at most ')}"
+    else:
+        expected = low
+    for name in names.split():
+        value = getattr(config, name)
+        words = expected if isinstance(value, int) or "and" in expected or "from" in expected else f"{low} and finite"
+        holds = (value > above if least is None else value >= least) and (most is None or value <= most)
+        require(holds and (value < (math.inf if below is None else below)), name, words, value)
+
+
+def _one_of(config: object, name: str, *choices: str) -> None:
+    value = getattr(config, name)
+    require(value in choices, name, f"one of {', '.join(choices)}", value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Encoder and decoder, mirror images of each other."""
+    """Encoder and decoder, mirror images of each other but for their depth."""
 
     backbone: str = "mamba"
-    """One of `vqvae.model.BACKBONES`: convolution, attention, mamba, bimamba."""
+    """One of `vqvae.model.BACKBONES`: convolution, attention, mamba, bimamba, mambavision."""
     width: int = 256
     """Channels of a token."""
     depth: int = 12
     """Blocks on each side (for the convolution backbone: on each side at each resolution)."""
+    decoder_depth: int = 0
+    """Blocks of the decoder, where they are not as many as the encoder's `depth`; 0 is as many."""
     patch: int = 8
     """Pixels a token covers along each side; a power of two for the convolution backbone."""
     overlap: float = 0.0
@@ -82,18 +107,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "patch", "mlp_ratio", "head_size", "state_size"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
             most = 1000 if name == "depth" else LARGEST
-            _require(getattr(self, name) <= most, name, f"at most {most}", getattr(self, name))
-        _require(0 <= self.overlap <= 2, "overlap", "from 0 to 2", self.overlap)
+            require(getattr(self, name) <= most, name, f"at most {most}", getattr(self, name))
+        _each(self, "decoder_depth", least=0, most=1000)
+        _each(self, "overlap", least=0, most=2)
         extra = self.patch * self.overlap
-        _require(
+        require(
             extra == int(extra) and int(extra) % 2 == 0,
             "overlap",
             f"such that patch x overlap is an even number of pixels (patch is {self.patch})",
             self.overlap,
         )
-        _require(
+        require(
             all(0 < m <= LARGEST for m in self.channel_multipliers),
             "channel_multipliers",
             f"above 0 and at most {LARGEST} each",
@@ -106,21 +132,63 @@ class QuantizerConfig:
     """From vectors to code indices and back."""
 
     kind: str = "vq"
-    """One of `vqvae.quantize.QUANTIZERS`."""
+    """One of `vqvae.quantize.QUANTIZERS`: vq, simvq, fsq, lfq, bsq, gumbel."""
     codebook_size: int = 16384
-    """Number of codes."""
+    """Number of codes; a power of two for lfq and bsq; fsq takes it from its `levels`."""
     code_dim: int = 16
-    """Dimensions of a code."""
+    """Dimensions of a code of vq, simvq and gumbel; fsq, lfq and bsq take them from their codes."""
     beta: float = 0.25
-    """Weight of the commitment term (van den Oord et al. 2017, eq. 3)."""
+    """Weight of the commitment term (van den Oord et al. 2017, eq. 3) of vq, simvq, lfq and bsq."""
     l2_normalize: bool = True
-    """Compare codes and encoder outputs on the unit sphere (ViT-VQGAN, Yu et al. 2022, section 3.2)."""
+    """vq: compare codes and encoder outputs on the unit sphere (ViT-VQGAN, Yu et al. 2022, section 3.2)."""
+    update: str = "gradient"
+    """vq: the codebook learns by gradient (of its own term) or by ema (a moving average of its vectors)."""
+    ema_decay: float = 0.99
+    """vq, update ema: decay of an optimizer step; from 0 to below 1, and in practice 0.99 or more."""
+    estimator: str = "straight-through"
+    """vq, simvq: gradient through the nearest code: straight-through or rotation (Fifty et al. 2024)."""
+    lr_multiplier: float = 1.0
+    """Learning rate of the codebook (of simvq: of its map) / that of the rest."""
+    revive_below: float = 0.0
+    """vq: a code drawn less often than this x vectors / codes (a moving average) restarts at one of the batch's
+    vectors; 0 is off, below 1."""
+    levels: tuple[int, ...] = ()
+    """fsq: values of each dimension, such as 8, 5, 5, 5 for 1000 codes (Mentzer et al. 2023, table 1)."""
+    entropy_weight: float = 0.1
+    """lfq, bsq: weight of the entropy term (Yu et al. 2023, eq. 5; Zhao et al. 2024, eq. 9)."""
+    diversity: float = 1.0
+    """lfq, bsq: weight inside the entropy term of the entropy of the mean, which spreads the codes (gamma)."""
+    entropy_temperature: float = 0.01
+    """lfq, bsq: temperature of the soft assignment that the entropy term looks at."""
+    temperature: float = 1.0
+    """gumbel: temperature of the first step; it falls exponentially over the whole run."""
+    final_temperature: float = 0.0625
+    """gumbel: temperature of the last step (Ramesh et al. 2021, section 2.1 and appendix A.2)."""
+    kl_weight: float = 5.0e-4
+    """gumbel: weight of the divergence of the code distribution from the uniform one."""
 
     def __post_init__(self) -> None:
-        _require(self.codebook_size >= 2, "codebook_size", "at least 2", self.codebook_size)
-        _require(self.codebook_size <= 2**24, "codebook_size", f"at most {2**24}", self.codebook_size)
-        _require(1 <= self.code_dim <= LARGEST, "code_dim", f"from 1 to {LARGEST}", self.code_dim)
-        _require(0 <= self.beta < math.inf, "beta", "at least 0 and finite", self.beta)
+        require(self.codebook_size >= 2, "codebook_size", "at least 2", self.codebook_size)
+        require(self.codebook_size <= 2**24, "codebook_size", f"at most {2**24}", self.codebook_size)
+        require(1 <= self.code_dim <= LARGEST, "code_dim", f"from 1 to {LARGEST}", self.code_dim)
+        _each(self, "beta entropy_weight diversity kl_weight lr_multiplier", least=0)
+        _each(self, "entropy_temperature temperature final_temperature", above=0)
+        _one_of(self, "update", "gradient", "ema")
+        _one_of(self, "estimator", "straight-through", "rotation")
+        _each(self, "ema_decay revive_below", least=0, below=1)
+        require(all(level >= 2 for level in self.levels), "levels", "at least 2 each", self.levels)
+        require(
+            math.prod(self.levels) <= 2**24, "levels", f"at most {2**24} codes, their product, together", self.levels
+        )
+        if self.kind == "fsq":
+            require(bool(self.levels), "levels", "the values of each dimension, since kind is fsq", self.levels)
+        if self.kind in ("lfq", "bsq"):
+            require(
+                self.codebook_size & (self.codebook_size - 1) == 0,
+                "codebook_size",
+                f"a power of two, since kind is {self.kind}",
+                self.codebook_size,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +205,36 @@ class LossConfig:
     """File with torchvision's vgg16 weights; "" looks in torch.hub's folder, "random" draws them, for tests."""
 
     def __post_init__(self) -> None:
-        for name in ("l1", "l2", "perceptual"):
-            _require(0 <= getattr(self, name) < math.inf, name, "at least 0 and finite", getattr(self, name))
+        _each(self, "l1 l2 perceptual", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanConfig:
+    """A PatchGAN discriminator with the hinge loss, trained beside the model (Esser et al. 2021, section 3.1)."""
+
+    weight: float = 0.0
+    """Weight of the generator's term; 0 is off: no discriminator is made."""
+    start: float = 0.25
+    """Part of the steps after which the discriminator begins to train and to count; 0 to below 1."""
+    adaptive: bool = True
+    """Scale the term by the ratio of the gradients at the last layer (Esser et al. 2021, eq. 7)."""
+    lr: float = 1.0e-4
+    """Peak learning rate of the discriminator's own AdamW; it follows the schedule of the model's."""
+    beta1: float = 0.5
+    """Decay of its first moment; 0 to 1."""
+    beta2: float = 0.9
+    """Decay of its second moment; 0 to 1."""
+    width: int = 64
+    """Channels of the discriminator's first layer; they double with each one, up to eight times as many."""
+    depth: int = 3
+    """Strided layers: a logit sees 16, 34, 70, 142 pixels at depth 1, 2, 3, 4."""
+
+    def __post_init__(self) -> None:
+        _each(self, "weight", least=0)
+        _each(self, "start beta1 beta2", least=0, below=1)
+        _each(self, "lr", above=0)
+        _each(self, "width", least=1, most=LARGEST)
+        _each(self, "depth", least=1, most=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +263,14 @@ class OptimizerConfig:
     """Gradients are scaled to at most this global norm; 0 is off."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, "lr", "above 0 and finite", self.lr)
-        for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
-        _require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
-        _require(self.epsilon > 0, "epsilon", "above 0", self.epsilon)
-        schedules = ("cosine", "wsd", "constant")
-        _require(self.schedule in schedules, "schedule", f"one of {', '.join(schedules)}", self.schedule)
-        _require(self.warmup_steps >= 0, "warmup_steps", "at least 0", self.warmup_steps)
-        for name in ("decay_fraction", "final_lr_ratio"):
-            _require(0 <= getattr(self, name) <= 1, name, "from 0 to 1", getattr(self, name))
-        _require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
+        _each(self, "lr", above=0)
+        _each(self, "beta1 beta2", least=0, below=1)
+        require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        require(self.epsilon > 0, "epsilon", "above 0", self.epsilon)
+        _one_of(self, "schedule", "cosine", "wsd", "constant")
+        require(self.warmup_steps >= 0, "warmup_steps", "at least 0", self.warmup_steps)
+        _each(self, "decay_fraction final_lr_ratio", least=0, most=1)
+        require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,43 +278,58 @@ class DataConfig:
     """Where the images come from and how they are prepared."""
 
     source: str = "photographs"
-    """photographs (bundled with scikit-image and scikit-learn, no download) or folder."""
+    """photographs (bundled with scikit-image and scikit-learn, no download), folder, huggingface or webdataset."""
     path: str = ""
-    """Image folder, searched in depth; needed by the source folder."""
+    """An image folder, searched in depth; the name or folder of a Hugging Face data set; a glob of WebDataset tars."""
+    subset: str = "train"
+    """huggingface: the split of the data set that is read; ours are made from it."""
+    column: str = "image"
+    """huggingface: the column with the images."""
     resolution: int = 256
     """Height and width of the training images in pixels; a multiple of the patch."""
+    fit: str = "short-side"
+    """How a picture becomes square: short-side (shrunk to the resolution, its middle), crop (its middle at its own
+    scale) or stretch."""
+    small: str = "upscale"
+    """Pictures with a side below the resolution: upscale or skip."""
+    group_by: str = "near-duplicates"
+    """What stays together in one split: near-duplicates, folder or file."""
+    splits: str = ""
+    """File with a line "train|validation|test NAME" for each picture, instead of the fractions; the rest trains."""
     validation_fraction: float = 0.05
-    """Part of a folder's images held out for the search; above 0, below 1."""
+    """Part of the images held out for the search; above 0, below 1."""
     test_fraction: float = 0.05
-    """Part of a folder's images that only finalists are judged on; 0 to below 1."""
+    """Part of the images that only finalists are judged on; 0 to below 1."""
     crop_scale: float = 0.8
     """Smallest area of a random resized crop / area of the image; above 0, at most 1 (1 is off)."""
     flip: float = 0.3
     """Probability of a horizontal flip."""
+    sharpness: float = 0.3
+    """Probability of sharpening by the factor 2."""
+    autocontrast: float = 0.3
+    """Probability of stretching each color to the full range."""
     cache: str = ""
     """Folder of the decoded images that all trials of a machine share; "" is ~/.cache/vqsearch."""
 
     def __post_init__(self) -> None:
-        sources = ("photographs", "folder")
-        _require(self.source in sources, "source", f"one of {', '.join(sources)}", self.source)
-        if self.source == "folder":
-            _require(bool(self.path), "path", "the folder of images, since source is folder", self.path)
-        _require(1 <= self.resolution <= LARGEST, "resolution", f"from 1 to {LARGEST}", self.resolution)
-        _require(
-            0 < self.validation_fraction < 1,
-            "validation_fraction",
-            "above 0 and below 1",
-            self.validation_fraction,
-        )
-        _require(0 <= self.test_fraction < 1, "test_fraction", "from 0 to below 1", self.test_fraction)
-        _require(
+        _one_of(self, "source", "photographs", "folder", "huggingface", "webdataset")
+        what = {"folder": "the folder of images", "huggingface": "the data set", "webdataset": "the tars"}
+        if self.source in what:
+            require(bool(self.path), "path", f"{what[self.source]}, since source is {self.source}", self.path)
+        require(1 <= self.resolution <= LARGEST, "resolution", f"from 1 to {LARGEST}", self.resolution)
+        _one_of(self, "fit", "short-side", "crop", "stretch")
+        _one_of(self, "small", "upscale", "skip")
+        _one_of(self, "group_by", "near-duplicates", "folder", "file")
+        _each(self, "validation_fraction", above=0, below=1)
+        _each(self, "test_fraction", least=0, below=1)
+        require(
             self.validation_fraction + self.test_fraction < 1,
             "test_fraction",
             f"such that with validation_fraction ({self.validation_fraction}) it stays below 1",
             self.test_fraction,
         )
-        _require(0 < self.crop_scale <= 1, "crop_scale", "above 0 and at most 1", self.crop_scale)
-        _require(0 <= self.flip <= 1, "flip", "from 0 to 1", self.flip)
+        _each(self, "crop_scale", above=0, most=1)
+        _each(self, "flip sharpness autocontrast", least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,9 +342,14 @@ class EvaluationConfig:
     """Measure LPIPS on the alex trunk (never the one that trains)."""
     lpips_trunk: str = ""
     """File with torchvision's alexnet weights; "" looks in torch.hub's folder, "random" draws them, for tests."""
+    perturbed: float = 0.1
+    """Part of the codes replaced by near neighbors before lpips_perturbed is measured; 0 to 1, 0 is off."""
+    rfid_weights: str = ""
+    """File with the Inception weights of torch-fidelity, with which rfid is measured; "" is off."""
 
     def __post_init__(self) -> None:
-        _require(self.images >= 1, "images", "at least 1", self.images)
+        require(self.images >= 1, "images", "at least 1", self.images)
+        _each(self, "perturbed", least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +359,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    gan: GanConfig = field(default_factory=GanConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -255,8 +369,9 @@ class TrainConfig:
     """Steps after which the model is evaluated, besides the last one; increasing."""
     batch_size: int = 128
     """Images of one optimizer step."""
-    micro_batch: int = 16
-    """Images on the device at once; divides `batch_size`."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Images on the device at once; divides `batch_size`. auto: on cuda the whole batch, halved whenever memory runs
+    out; on the cpu at most 16."""
     ema_decay: float = 0.999
     """Decay a step of the weights' moving average, which is what is evaluated and exported; 0 is off."""
     checkpoint_every: int = 1000
@@ -271,32 +386,29 @@ class TrainConfig:
     """Compile the blocks: auto (on cuda), always or never."""
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps", "at least 1", self.steps)
+        require(self.steps >= 1, "steps", "at least 1", self.steps)
         rising = all(a < b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
-        _require(
+        require(
             rising and all(0 < rung <= self.steps for rung in self.rungs),
             "rungs",
             f"increasing and from 1 to the number of steps ({self.steps})",
             self.rungs,
         )
-        _require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
-        _require(self.micro_batch >= 1, "micro_batch", "at least 1", self.micro_batch)
-        _require(
-            self.batch_size % self.micro_batch == 0,
-            "micro_batch",
-            f"a divisor of batch_size ({self.batch_size})",
-            self.micro_batch,
-        )
-        _require(0 <= self.ema_decay < 1, "ema_decay", "from 0 to below 1", self.ema_decay)
-        _require(self.checkpoint_every >= 0, "checkpoint_every", "at least 0", self.checkpoint_every)
-        for name, choices in (
-            ("device", ("auto", "cpu", "cuda")),
-            ("precision", ("auto", "bfloat16", "float32")),
-            ("compile", ("auto", "always", "never")),
-        ):
-            value = getattr(self, name)
-            _require(value in choices, name, f"one of {', '.join(choices)}", value)
-        _require(
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        if self.micro_batch != "auto":
+            require(self.micro_batch >= 1, "micro_batch", "at least 1", self.micro_batch)
+            require(
+                self.batch_size % self.micro_batch == 0,
+                "micro_batch",
+                f"a divisor of batch_size ({self.batch_size})",
+                self.micro_batch,
+            )
+        _each(self, "ema_decay", least=0, below=1)
+        require(self.checkpoint_every >= 0, "checkpoint_every", "at least 0", self.checkpoint_every)
+        _one_of(self, "device", "auto", "cpu", "cuda")
+        _one_of(self, "precision", "auto", "bfloat16", "float32")
+        _one_of(self, "compile", "auto", "always", "never")
+        require(
             self.data.resolution % self.model.patch == 0,
             "data.resolution",
             f"a multiple of model.patch ({self.model.patch})",
@@ -309,129 +421,13 @@ class TrainConfig:
         return (self.data.resolution // self.model.patch) ** 2
 
 
-def fields(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
-    """Dotted name of every field -> its type, the nested dataclasses unfolded.
-
-    >>> fields()["optimizer.lr"]
-    <class 'float'>
-    """
-    hints = typing.get_type_hints(kind)
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(kind):
-        annotation = hints[item.name]
-        name = f"{prefix}{item.name}"
-        if dataclasses.is_dataclass(annotation):
-            found |= fields(typing.cast("type", annotation), f"{name}.")
-        else:
-            found[name] = annotation
-    return found
-
-
-def convert(key: str, value: Any, annotation: Any) -> Any:
-    """`value` as the type of a field: whole numbers pass as floats and lists as tuples, nothing else bends.
-
-    Raises:
-        ConfigError: of another type, NaN included.
-    """
-    if typing.get_origin(annotation) is tuple:
-        _require(isinstance(value, (list, tuple)), key, "a list", value)
-        return tuple(convert(key, item, typing.get_args(annotation)[0]) for item in value)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is float:
-        _require(number and not math.isnan(value), key, names[float], value)
-        return float(value)
-    if annotation is int:
-        _require(number and math.isfinite(value) and value == int(value), key, names[int], value)
-        return int(value)
-    _require(isinstance(value, annotation), key, names[annotation], value)
-    return value
-
-
-def from_dict(values: Mapping[str, Any], kind: type = TrainConfig) -> Any:
-    """A config from nested mappings, such as parsed YAML or JSON; what is absent keeps its default.
-
-    Args:
-        values: field -> value, or nested mapping for a part.
-        kind: the dataclass to make; `TrainConfig` by default.
-
-    Raises:
-        ConfigError: an unknown field, a wrong type or a value out of range, with its dotted key.
-    """
-    hints = typing.get_type_hints(kind)
-    known = {item.name for item in dataclasses.fields(kind)}
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(str(key), unknown(str(key), known))
-        if dataclasses.is_dataclass(hints[key]):
-            _require(isinstance(value, Mapping), key, "a mapping of fields", value)
-            try:
-                arguments[key] = from_dict(value, typing.cast("type", hints[key]))
-            except ConfigError as error:
-                raise error.within(key) from None
-        else:
-            arguments[key] = convert(key, value, hints[key])
-    return kind(**arguments)
-
-
-def unknown(key: str, known: typing.Iterable[str]) -> str:
-    """The words for a key that is not among `known`, with the nearest one that is."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f"unknown field; did you mean {near[0]}?" if near else f"unknown field; known are {', '.join(sorted(known))}"
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The nested dictionary of a config, of JSON types only (tuples become lists)."""
-    return {
-        item.name: (
-            to_dict(value)
-            if dataclasses.is_dataclass(value := getattr(config, item.name))
-            else list(value)
-            if isinstance(value, tuple)
-            else value
-        )
-        for item in dataclasses.fields(config)
-    }
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names to nested dictionaries: ``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *parents, last = key.split(".")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return nested
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings with those of `changes` laid over them; neither is changed."""
-    result = dict(values)
-    for key, value in changes.items():
-        before = result.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(typing.cast("Mapping[str, Any]", before), value) if both else value
-    return result
-
-
-def replace(config: TrainConfig, flat: Mapping[str, Any]) -> TrainConfig:
-    """`config` with some fields set, named by their dotted names; all are set before anything is checked.
-
-    Raises:
-        ConfigError: as in `from_dict`.
-    """
-    result: TrainConfig = from_dict(merged(to_dict(config), nest(flat)))
-    return result
-
-
 METRICS: dict[str, str] = {
     "val/lpips_alex": "minimize",
     "val/psnr": "maximize",
     "val/ssim": "maximize",
     "val/l1": "minimize",
+    "val/lpips_perturbed": "minimize",
+    "val/rfid": "minimize",
     "val/codebook_usage": "",
     "val/perplexity": "",
     "val/entropy_bits_per_image": "",

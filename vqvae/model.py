@@ -17,11 +17,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqvae.attention import ATTENTION
+from vqvae.codes import Quantized, Quantizer
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.convolution import CONVOLUTION
 from vqvae.layers import Backbone, conv, dense
 from vqvae.mamba import BIMAMBA, MAMBA
-from vqvae.quantize import QUANTIZERS, Quantized, Quantizer
+from vqvae.quantize import QUANTIZERS
 
 BACKBONES: dict[str, Backbone] = {
     "convolution": CONVOLUTION,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vqvae.config import ConfigError, TrainConfig, replace
+from vqvae.config import ConfigError, TrainConfig
+from vqvae.conversion import replace
 
 PRESETS: dict[str, dict[str, Any]] = {
     "convolution": {"model.backbone": "convolution", "model.width": 360, "model.depth": 2, "model.head_size": 40},

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vqvae import checkpoint
-from vqvae import config as configuration
+from vqvae import checkpoint, conversion
 from vqvae.batches import batch
 from vqvae.checkpoint import CheckpointError, TrainingState
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
@@ -146,6 +145,7 @@ class _Run:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.device = _device(config)
+        self.micro_batch = _first_micro_batch(config, self.device)
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
         splits = load(config.data)
         self.images, self.skipped = splits.train, splits.skipped
@@ -175,16 +175,16 @@ class _Run:
 
     def advance(self) -> None:
         """One optimizer step; nothing in it waits for the device."""
-        config, micro_batches = self.config, self.config.batch_size // self.config.micro_batch
+        config, size = self.config, self.micro_batch
         self.meter.start()
         set_learning_rate(self.optimizer, learning_rate_factor(self.step + 1, config))
         with self._memory():
             parts = []
-            for micro in range(micro_batches):
-                images = batch(self.images, config, self.step, micro, self.device)
+            for start in range(0, config.batch_size, size):
+                images = batch(self.images, config, self.step, slice(start, start + size), self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                     loss, terms = self.loss(images, self.model(images))
-                (loss / micro_batches).backward()
+                (loss * (size / config.batch_size)).backward()
                 parts.append(terms)
             if config.optimizer.clip_norm:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
@@ -199,7 +199,7 @@ class _Run:
         self._read()
         training = self._training(self.meter.means())
         with self._memory():
-            measured = evaluate(self.average, self.held_out, self.config.micro_batch, self.lpips)
+            measured = evaluate(self.average, self.held_out, self.micro_batch, self.lpips)
         held_out = {f"val/{name}": value for name, value in measured.items()}
         for name, value in held_out.items():
             self._require_finite(name, value, self.step)
@@ -305,8 +305,7 @@ class _Run:
         originals = to_images(self.held_out[rows])
         with self._memory():
             made = [
-                self.average(part.to(self.device)).images.cpu()
-                for part in torch.split(originals, self.config.micro_batch)
+                self.average(part.to(self.device)).images.cpu() for part in torch.split(originals, self.micro_batch)
             ]
         return sheet(originals, torch.cat(made))
 
@@ -316,7 +315,7 @@ class _Run:
             yield
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                f"out of memory on {self.device} at a micro-batch of {self.config.micro_batch} images of "
+                f"out of memory on {self.device} at a micro-batch of {self.micro_batch} images of "
                 f"{self.config.data.resolution} pixels; expected a smaller micro_batch or model"
             ) from error
 
@@ -328,6 +327,17 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device("cuda" if there and config.device != "cpu" else "cpu")
 
 
+def _first_micro_batch(config: TrainConfig, device: torch.device) -> int:
+    if config.micro_batch != "auto":
+        return config.micro_batch
+    return config.batch_size if device.type == "cuda" else _divisor(config.batch_size, 16)
+
+
+def _divisor(number: int, most: int) -> int:
+    """The greatest divisor of `number` that is at most `most`."""
+    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
+
+
 def _require_same_run(state: TrainingState, config: TrainConfig, folder: Path) -> None:
     """A checkpoint and a config of one run agree in all that changes what is learned.
 
@@ -336,7 +346,7 @@ def _require_same_run(state: TrainingState, config: TrainConfig, folder: Path) -
     """
     free = {*FREE, *(["steps"] if config.optimizer.schedule in ("wsd", "constant") else [])}
     differences = []
-    for key in configuration.fields():
+    for key in conversion.fields():
         before, now = (operator.attrgetter(key)(each) for each in (state.config, config))
         if before != now and key not in free and not key.startswith("evaluation."):
             differences.append(f"{key} was {before!r}, but is {now!r} now")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from search import models, records
 from search.errors import OutputError, SpaceError, UserError
-from vqvae.config import TrainConfig, VqvaeError, replace
+from vqvae.config import TrainConfig, VqvaeError
+from vqvae.conversion import replace
 
 
 def tiny(**settings):

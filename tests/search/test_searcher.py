@@ -10,7 +10,7 @@ from search import lease as leases
 from search import pruning, space, storage, study
 from search.errors import LeaseError, SearchError, StudyError, UserError
 from search.searcher import Assignment, StudySearcher
-from vqvae.config import from_dict
+from vqvae.conversion import from_dict
 
 WRITES = (
     "create_new_trial",

@@ -27,11 +27,11 @@ def test_the_four_backbones_are_limited_alike():
 
 @pytest.mark.parametrize("name", ["convolution", "attention", "mamba", "bimamba"])
 def test_the_first_baseline_is_the_articles_setting(name):
-    from vqvae import config, presets
+    from vqvae import conversion, presets
 
     loaded = space.load(SPACES[0].parent / f"{name}.yaml")
-    ours = config.to_dict(loaded.config(loaded.baselines[0]))
-    article = config.to_dict(presets.preset(name))
+    ours = conversion.to_dict(loaded.config(loaded.baselines[0]))
+    article = conversion.to_dict(presets.preset(name))
     for part in ("model", "quantizer", "loss", "optimizer", "batch_size", "steps"):
         assert ours[part] == article[part]
 

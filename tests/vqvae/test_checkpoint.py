@@ -6,7 +6,8 @@ import torch
 import vqvae
 from vqvae import checkpoint
 from vqvae.checkpoint import CheckpointError, TrainingState
-from vqvae.config import TrainConfig, replace
+from vqvae.config import TrainConfig
+from vqvae.conversion import replace
 from vqvae.model import build_model
 
 

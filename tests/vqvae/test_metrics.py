@@ -4,7 +4,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vqvae import metrics
-from vqvae.config import TrainConfig, replace
+from vqvae.config import TrainConfig
+from vqvae.conversion import replace
 from vqvae.model import build_model
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import to_images

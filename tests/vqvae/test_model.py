@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqvae.config import ConfigError, ModelConfig, QuantizerConfig, TrainConfig, replace
+from vqvae.config import ConfigError, ModelConfig, QuantizerConfig, TrainConfig
+from vqvae.conversion import replace
 from vqvae.layers import Backbone, patch_backbone
 from vqvae.model import BACKBONES, ShapeError, bits_per_image, build_model, count_parameters
 from vqvae.presets import PRESETS, preset

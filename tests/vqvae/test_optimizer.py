@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from vqvae import optimizer
-from vqvae.config import OptimizerConfig, TrainConfig, replace
+from vqvae.config import OptimizerConfig, TrainConfig
+from vqvae.conversion import replace
 from vqvae.model import build_model
 
 

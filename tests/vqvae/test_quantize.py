@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqvae import quantize
+from vqvae import codes as codes_module
+from vqvae.codes import nearest_codes
 from vqvae.config import QuantizerConfig
-from vqvae.quantize import VectorQuantizer, nearest_codes
+from vqvae.quantize import VectorQuantizer
 
 SPACES = pytest.mark.parametrize("l2_normalize", [True, False], ids=["sphere", "plane"])
 
@@ -31,7 +32,7 @@ def _quantizer(l2_normalize: bool, codebook_size: int = 50, code_dim: int = 6, b
 @SPACES
 @pytest.mark.parametrize("held", [1, 50, 333, 2**22])
 def test_indices_are_those_of_the_nearest_codes(l2_normalize: bool, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "_SEARCH_ELEMENTS", held)
+    monkeypatch.setattr(codes_module, "_SEARCH_ELEMENTS", held)
     quantizer = _quantizer(l2_normalize)
     vectors = torch.randn(3, 47, 6)
     codes = F.normalize(quantizer.codebook, dim=-1) if l2_normalize else quantizer.codebook

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vqvae import train as trainer
 from vqvae.checkpoint import CheckpointError
-from vqvae.config import ConfigError, TrainConfig, replace
+from vqvae.config import ConfigError, TrainConfig
+from vqvae.conversion import replace
 from vqvae.model import VQVAE
 from vqvae.train import Diverged, train
 
@@ -46,7 +47,7 @@ def tiny(**settings):
         "quantizer": {"codebook_size": 32, "code_dim": 4},
         "loss.perceptual": 0.0,
         "optimizer": {"lr": 2e-3, "warmup_steps": 2},
-        "data.resolution": 32,
+        "data": {"resolution": 32, "sharpness": 0.0, "autocontrast": 0.0},
         "evaluation": {"images": 12, "lpips": False},
         "steps": 6,
         "batch_size": 8,
