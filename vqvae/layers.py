@@ -35,7 +35,8 @@ class Backbone(NamedTuple):
 
     Both builders take the model's config and the height (= width) of the images in pixels. An encoder
     maps images (b, 3, h, w) to tokens (b, n, c), a decoder maps such tokens to images. Modules worth
-    compiling one by one are kept in an attribute `blocks`, an `nn.ModuleList`.
+    compiling one by one are kept in an attribute `blocks`, an `nn.ModuleList`; the layer that makes the
+    pixels, in an attribute `pixels`, for `VQVAE.last_weight`.
     """
 
     encoder: Callable[[ModelConfig, int], nn.Module]

@@ -107,6 +107,23 @@ class VQVAE(nn.Module):
             blocks = getattr(half, "blocks", ())
             yield from blocks
 
+    def last_weight(self) -> nn.Parameter:
+        """Weight of the last layer that makes the pixels, at which the losses' gradients are compared.
+
+        It balances the reconstruction against a discriminator (Esser et al. 2021, eq. 7).
+
+        Raises:
+            ConfigError: the decoder of a plug-in that does not name its last layer `pixels`.
+        """
+        final = isinstance(self.final_convolution, nn.Conv2d)
+        weight = getattr(self.final_convolution if final else getattr(self.decoder, "pixels", None), "weight", None)
+        if not isinstance(weight, nn.Parameter):
+            raise ConfigError(
+                "gan.adaptive",
+                f"must be false, or {type(self.decoder).__name__} must have its last layer as `pixels`, but got true",
+            )
+        return weight
+
     def _quantize(self, images: Tensor) -> Quantized:
         size = self.resolution
         if images.ndim != 4 or images.shape[1:] != (3, size, size):

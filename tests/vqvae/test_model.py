@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from vqvae.config import ConfigError, ModelConfig, QuantizerConfig, TrainConfig
 from vqvae.conversion import replace
-from vqvae.layers import Backbone, patch_backbone
+from vqvae.layers import Backbone, PatchDecoder, patch_backbone
 from vqvae.model import BACKBONES, ShapeError, bits_per_image, build_model, count_parameters
 from vqvae.presets import PRESETS, preset
 from vqvae.quantize import QUANTIZERS, Quantized
@@ -153,6 +154,34 @@ def test_the_final_convolution_starts_without_effect() -> None:
     reconstruction = model(images)
     plain = model.decoder(model.from_code(reconstruction.quantized.codes))
     torch.testing.assert_close(reconstruction.images, plain)
+
+
+@pytest.mark.parametrize("final_convolution", [False, True])
+@BACKBONE
+def test_the_last_weight_is_that_of_the_layer_that_makes_the_pixels(backbone: str, final_convolution: bool) -> None:
+    model = build_model(_config(backbone, **{"model.final_convolution": final_convolution}))
+    made: list[Tensor] = []
+    owners = [module for module in model.modules() if getattr(module, "weight", None) is model.last_weight()]
+    assert len(owners) == 1
+    owners[0].register_forward_hook(lambda _module, _inputs, output: made.append(output))
+    assert torch.equal(model(_images()).images, made[0])
+
+
+def test_a_decoder_without_a_named_last_layer_has_no_last_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Anonymous(PatchDecoder):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.last = self.pixels
+            del self.pixels
+
+    backbone = BACKBONES["attention"]
+    build = backbone._replace(decoder=lambda config, size: Anonymous(config, size, lambda _: _Blend()))
+    monkeypatch.setitem(BACKBONES, "anonymous", build)
+    with pytest.raises(ConfigError) as error:
+        build_model(_config("anonymous")).last_weight()
+    assert str(error.value) == (
+        "gan.adaptive: must be false, or Anonymous must have its last layer as `pixels`, but got true"
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 1, 32, 32), (3, 32, 32)])
