@@ -1,5 +1,5 @@
 """The attention backbone: ViT-VQGAN's encoder and decoder (Yu et al. 2022, section 3.1)."""
 
-from vqvae.layers import TransformerBlock, patch_backbone
+from vqvae.layers import patch_backbone, transformer_block
 
-ATTENTION = patch_backbone(lambda config: TransformerBlock(config.width, config.head_size, config.mlp_ratio))
+ATTENTION = patch_backbone(lambda config: transformer_block(config.width, config.head_size, config.mlp_ratio))

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqvae.config import ConfigError, ModelConfig
-from vqvae.layers import Backbone, Downsample, RMSNorm, SwiGLU, TransformerBlock, Upsample, conv
+from vqvae.layers import Backbone, Downsample, RMSNorm, SwiGLU, Upsample, conv, transformer_block
 
 
 class ConvolutionBlock(nn.Module):
@@ -47,7 +47,7 @@ class ConvolutionEncoder(nn.Module):
             if level > 0:
                 self.blocks.append(Downsample(widths[level - 1], width))
             self.blocks.extend(ConvolutionBlock(width, config.mlp_ratio) for _ in range(config.depth))
-        self.transformer = TransformerBlock(widths[-1], config.head_size, config.mlp_ratio)
+        self.transformer = transformer_block(widths[-1], config.head_size, config.mlp_ratio)
         self.norm = RMSNorm(widths[-1])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,13 +65,14 @@ class ConvolutionDecoder(nn.Module):
     def __init__(self, config: ModelConfig, resolution: int) -> None:
         super().__init__()
         widths = _widths(config)[::-1]
+        depth = config.decoder_depth or config.depth
         self.rows = resolution // config.patch
-        self.transformer = TransformerBlock(widths[0], config.head_size, config.mlp_ratio)
+        self.transformer = transformer_block(widths[0], config.head_size, config.mlp_ratio)
         self.blocks = nn.ModuleList()
         for level, width in enumerate(widths):
             if level > 0:
                 self.blocks.append(Upsample(widths[level - 1], width))
-            self.blocks.extend(ConvolutionBlock(width, config.mlp_ratio) for _ in range(config.depth))
+            self.blocks.extend(ConvolutionBlock(width, config.mlp_ratio) for _ in range(depth))
         self.norm = RMSNorm(widths[-1])
         self.pixels = conv(widths[-1], 3, 3)
 

@@ -128,13 +128,13 @@ class Attention(nn.Module):
         return projected
 
 
-class TransformerBlock(nn.Module):
-    """Attention, then SwiGLU, each behind a norm and beside a residual."""
+class MixerBlock(nn.Module):
+    """A mixer of tokens (b, n, c), then SwiGLU, each behind a norm and beside a residual."""
 
-    def __init__(self, width: int, head_size: int, mlp_ratio: int) -> None:
+    def __init__(self, mixer: nn.Module, width: int, mlp_ratio: int) -> None:
         super().__init__()
         self.mixer_norm = RMSNorm(width)
-        self.mixer = Attention(width, head_size)
+        self.mixer = mixer
         self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, mlp_ratio)
 
@@ -143,6 +143,15 @@ class TransformerBlock(nn.Module):
         x = x + self.mixer(self.mixer_norm(x))
         mixed: Tensor = x + self.mlp(self.mlp_norm(x))
         return mixed
+
+
+def transformer_block(width: int, head_size: int, mlp_ratio: int) -> MixerBlock:
+    """Attention among the tokens of one image, then SwiGLU.
+
+    Raises:
+        ConfigError: head_size does not divide width.
+    """
+    return MixerBlock(Attention(width, head_size), width, mlp_ratio)
 
 
 class Downsample(nn.Module):
@@ -213,7 +222,7 @@ class PatchDecoder(nn.Module):
         super().__init__()
         self.rows = resolution // config.patch
         self.positions = position_embeddings(self.rows**2, config.width)
-        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.decoder_depth or config.depth))
         self.head = _head(config.width)
         self.pixels = transposed_conv(config.width, 3, _patch_kernel(config), stride=config.patch)
 

@@ -6,34 +6,24 @@ Axes: b images, n tokens in reading order, c channels.
 from torch import Tensor, nn
 
 from vqvae.config import ModelConfig
-from vqvae.layers import RMSNorm, SwiGLU, patch_backbone
+from vqvae.layers import MixerBlock, RMSNorm, SwiGLU, patch_backbone
 from vqvae.ssd import Mamba2
 
 
-class MambaBlock(nn.Module):
-    """Mamba2, then SwiGLU, each behind a norm and beside a residual.
+def mamba_block(config: ModelConfig) -> MixerBlock:
+    """Mamba2, then SwiGLU: a token sees itself and the tokens before it.
 
-    A token sees itself and the tokens before it.
+    Raises:
+        ConfigError: head_size does not divide Mamba2's inner width.
     """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.mixer_norm = RMSNorm(config.width)
-        self.mixer = Mamba2(config.width, config.head_size, config.state_size)
-        self.mlp_norm = RMSNorm(config.width)
-        self.mlp = SwiGLU(config.width, config.mlp_ratio)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n, c) to (b, n, c)."""
-        x = x + self.mixer(self.mixer_norm(x))
-        mixed: Tensor = x + self.mlp(self.mlp_norm(x))
-        return mixed
+    return MixerBlock(Mamba2(config.width, config.head_size, config.state_size), config.width, config.mlp_ratio)
 
 
 class BidirectionalMambaBlock(nn.Module):
     """Two Mamba2 with a SwiGLU each, one reading backwards, and their sum.
 
-    Each stream has its own residuals, as in the article: the trunk enters the sum twice.
+    As in the article's code, the streams share the norm in front of their Mamba2 alone, and each has its own
+    residuals: the trunk enters the sum twice.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -58,5 +48,5 @@ class BidirectionalMambaBlock(nn.Module):
         return mixed
 
 
-MAMBA = patch_backbone(MambaBlock)
+MAMBA = patch_backbone(mamba_block)
 BIMAMBA = patch_backbone(BidirectionalMambaBlock)

@@ -22,6 +22,7 @@ from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.convolution import CONVOLUTION
 from vqvae.layers import Backbone, conv, dense
 from vqvae.mamba import BIMAMBA, MAMBA
+from vqvae.mambavision import MAMBAVISION
 from vqvae.quantize import QUANTIZERS
 
 BACKBONES: dict[str, Backbone] = {
@@ -29,6 +30,7 @@ BACKBONES: dict[str, Backbone] = {
     "attention": ATTENTION,
     "mamba": MAMBA,
     "bimamba": BIMAMBA,
+    "mambavision": MAMBAVISION,
 }
 """Backbones by the name that `model.backbone` gives; a plug-in adds its own."""
 

@@ -1,4 +1,4 @@
-"""Mamba2 and its scan, the state-space duality (SSD), on any device.
+"""The scan of the state-space duality (SSD) on any device, and Mamba2, the mixer made of it.
 
 [1] Dao, Gu 2024, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured
     State Space Duality", arXiv 2405.21060
@@ -25,7 +25,10 @@ from torch import Tensor, nn
 from vqvae.config import ConfigError
 from vqvae.layers import RMSNorm, dense
 
-_EXPAND = 2
+EXPAND = 2
+"""Inner channels of a mixer / width."""
+INNER_NORM_EPSILON = 1.0e-5
+"""Of the norm in front of a mixer's output projection, as in mamba_ssm."""
 _CONV_KERNEL = 4
 _KERNEL_CHUNK = 256
 _A_RANGE = (1.0, 16.0)
@@ -109,55 +112,41 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
     return torch.stack(outputs, dim=1)
 
 
-class Mamba2(nn.Module):
-    """The Mamba2 mixer [1, section 7], each token seeing those before it.
+def depthwise_conv(channels: int, kernel: int, padding: int) -> nn.Conv1d:
+    """A convolution of each channel along the tokens: (b, channels, l) to (b, channels, l + 2 padding - kernel + 1)."""
+    layer = nn.Conv1d(channels, channels, kernel, padding=padding, groups=channels)
+    nn.init.normal_(layer.weight, std=kernel**-0.5)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
 
-    `load_state_dict` takes that of a `mamba_ssm.Mamba2(width, d_state=state_size, headdim=head_size)`.
 
-    Raises:
-        ConfigError: head_size does not divide the inner width, which is 2 x width.
+def scan_parameters(heads: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """dt_bias, A_log and D of `scan`, each (heads,): step sizes and decay rates drawn from ranges free of the width."""
+    low, high = (math.log(bound) for bound in _DT_RANGE)
+    dt = torch.empty(heads).uniform_(low, high).exp()
+    dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+    return dt_bias, nn.Parameter(torch.empty(heads).uniform_(*_A_RANGE).log()), nn.Parameter(torch.ones(heads))
+
+
+def scan(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor) -> Tensor:
+    """The scan of a mixer, from what it projects and what it learns: `ssd` and the skip D x.
+
+    Args:
+        x: (b, l, h, p).
+        dt: step sizes (b, l, h) before dt_bias is added and softplus makes them positive.
+        B: (b, l, n).
+        C: (b, l, n).
+        dt_bias: (h,).
+        A_log: logarithms of the decay rates' absolute values (h,).
+        D: (h,).
+
+    Returns:
+        (b, l, h, p).
     """
-
-    def __init__(self, width: int, head_size: int, state_size: int) -> None:
-        super().__init__()
-        inner = _EXPAND * width
-        if inner % head_size:
-            raise ConfigError(
-                "model.head_size", f"must divide Mamba2's inner width of {inner} channels, but got {head_size}"
-            )
-        heads = inner // head_size
-        self.sizes = [inner, inner + 2 * state_size, heads]
-        self.head_size, self.state_size = head_size, state_size
-
-        self.in_proj = dense(width, sum(self.sizes))
-        channels = self.sizes[1]
-        self.conv1d = nn.Conv1d(channels, channels, _CONV_KERNEL, padding=_CONV_KERNEL - 1, groups=channels)
-        nn.init.normal_(self.conv1d.weight, std=_CONV_KERNEL**-0.5)
-        nn.init.zeros_(self.conv1d.bias)  # type: ignore[arg-type]
-        low, high = (math.log(bound) for bound in _DT_RANGE)
-        dt = torch.empty(heads).uniform_(low, high).exp()
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*_A_RANGE).log())
-        self.D = nn.Parameter(torch.ones(heads))
-        self.norm = RMSNorm(inner, epsilon=1.0e-5)
-        self.out_proj = dense(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, l, width) to (b, l, width)."""
-        gate, mixed, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
-        convolved = self.conv1d(rearrange(mixed, "b l d -> b d l"))[..., : x.shape[1]]  # cut off what is not causal
-        mixed = F.silu(rearrange(convolved, "b d l -> b l d"))
-        inputs, B, C = torch.split(mixed, [self.sizes[0], self.state_size, self.state_size], dim=-1)
-        inputs = rearrange(inputs, "b l (h p) -> b l h p", p=self.head_size)
-        A = -self.A_log.exp()
-        if _cuda_scan is None or not x.is_cuda:
-            dt = F.softplus(dt + self.dt_bias)
-            y = ssd(inputs, dt, A, B, C) + inputs * self.D[:, None]
-        else:
-            y = _cuda_scan(inputs, dt, A, B, C, self.D, self.dt_bias)
-        gated = self.norm(rearrange(y, "b l h p -> b l (h p)") * F.silu(gate))
-        projected: Tensor = self.out_proj(gated)
-        return projected
+    A = -A_log.exp()
+    if _cuda_scan is not None and x.is_cuda:
+        return _cuda_scan(x, dt, A, B, C, D, dt_bias)
+    return ssd(x, F.softplus(dt + dt_bias), A, B, C) + x * D[:, None]
 
 
 _CudaScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -183,3 +172,42 @@ def _import_cuda_scan() -> _CudaScan | None:
 
 
 _cuda_scan = _import_cuda_scan()
+
+
+class Mamba2(nn.Module):
+    """The Mamba2 mixer [1, section 7], each token seeing those before it.
+
+    `load_state_dict` takes that of a `mamba_ssm.Mamba2(width, d_state=state_size, headdim=head_size)`.
+
+    Raises:
+        ConfigError: head_size does not divide the inner width, which is 2 x width.
+    """
+
+    def __init__(self, width: int, head_size: int, state_size: int) -> None:
+        super().__init__()
+        inner = EXPAND * width
+        if inner % head_size:
+            raise ConfigError(
+                "model.head_size", f"must divide Mamba2's inner width of {inner} channels, but got {head_size}"
+            )
+        heads = inner // head_size
+        self.sizes = [inner, inner + 2 * state_size, heads]
+        self.head_size, self.state_size = head_size, state_size
+
+        self.in_proj = dense(width, sum(self.sizes))
+        self.conv1d = depthwise_conv(self.sizes[1], _CONV_KERNEL, padding=_CONV_KERNEL - 1)
+        self.dt_bias, self.A_log, self.D = scan_parameters(heads)
+        self.norm = RMSNorm(inner, INNER_NORM_EPSILON)
+        self.out_proj = dense(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, l, width) to (b, l, width)."""
+        gate, mixed, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
+        convolved = self.conv1d(rearrange(mixed, "b l d -> b d l"))[..., : x.shape[1]]  # cut off what is not causal
+        mixed = F.silu(rearrange(convolved, "b d l -> b l d"))
+        inputs, B, C = torch.split(mixed, [self.sizes[0], self.state_size, self.state_size], dim=-1)
+        inputs = rearrange(inputs, "b l (h p) -> b l h p", p=self.head_size)
+        y = scan(inputs, dt, B, C, self.dt_bias, self.A_log, self.D)
+        gated = self.norm(rearrange(y, "b l h p -> b l (h p)") * F.silu(gate))
+        projected: Tensor = self.out_proj(gated)
+        return projected

@@ -25,8 +25,12 @@ def _config(backbone: str, **settings: object) -> ModelConfig:
 
 
 def _expected(backbone: str) -> Tensor:
-    """Which tokens of the image change with TOKEN: those after it in reading order, or all."""
-    return torch.arange(ROWS**2) >= (TOKEN if backbone == "mamba" else 0)
+    """Which tokens of the image change with TOKEN: all, or, with mamba, it and those after it in reading order.
+
+    With mambavision a block's convolution reaches one token further back, and there are two blocks.
+    """
+    first = {"mamba": TOKEN, "mambavision": TOKEN - 2}.get(backbone, 0)
+    return torch.arange(ROWS**2) >= first
 
 
 def _patch_of(images: Tensor, token: int) -> Tensor:
@@ -58,6 +62,21 @@ def test_a_decoder_mixes_the_tokens_of_one_image_and_never_two_images(backbone: 
     assert torch.equal(reached, _expected(backbone))
 
 
+@pytest.mark.parametrize("backbone", NAMES)
+@pytest.mark.parametrize(("depth", "decoder_depth", "expected"), [(2, 0, (2, 2)), (1, 3, (1, 3)), (3, 1, (3, 1))])
+def test_the_decoder_is_as_deep_as_the_encoder_or_as_asked(
+    backbone: str, depth: int, decoder_depth: int, expected: tuple[int, int]
+) -> None:
+    config = _config(backbone, depth=depth, decoder_depth=decoder_depth)
+    halves = [build(config, RESOLUTION) for build in BACKBONES[backbone][:2]]
+    resolutions = 4 if backbone == "convolution" else 1
+    counts = [
+        sum(hasattr(block, "mlp_norm") or hasattr(block, "backward_mlp") for block in half.blocks) for half in halves
+    ]
+    assert counts == [resolutions * each for each in expected]
+    assert halves[1](halves[0](torch.rand(1, 3, RESOLUTION, RESOLUTION))).shape == (1, 3, RESOLUTION, RESOLUTION)
+
+
 @pytest.mark.parametrize("settings", [{}, {"overlap": 0.5}, {"overlap": 1.0}, {"patch": 4}, {"patch": 16}])
 @pytest.mark.parametrize("backbone", NAMES)
 def test_every_backbone_has_one_token_per_patch(backbone: str, settings: dict[str, object]) -> None:
@@ -76,6 +95,18 @@ def test_an_overlap_lets_a_patch_reach_its_neighbors() -> None:
         encoder = BACKBONES["attention"].encoder(_config("attention", overlap=overlap), RESOLUTION)
         difference = (encoder.patches(images) - encoder.patches(changed)).abs().amax(1).flatten()
         assert set(difference.nonzero().flatten().tolist()) == reached
+
+
+@pytest.mark.parametrize(("overlap", "reach"), [(0.0, 0), (0.5, 2), (1.0, 4), (2.0, 8)])
+def test_an_overlap_lets_a_token_paint_beyond_its_patch_on_every_side(overlap: float, reach: int) -> None:
+    decoder = BACKBONES["attention"].decoder(_config("attention", overlap=overlap), RESOLUTION)
+    nn.init.zeros_(decoder.pixels.bias)
+    token = torch.zeros(1, 16, ROWS, ROWS)
+    token[0, :, 1, 2] = 1
+    painted = decoder.pixels(token)[0].abs().amax(0) > 0
+    expected = torch.zeros(RESOLUTION, RESOLUTION, dtype=torch.bool)
+    expected[max(0, 8 - reach) : 16 + reach, 16 - reach : 24 + reach] = True
+    assert torch.equal(painted, expected)
 
 
 def test_a_convolution_block_sees_seven_by_seven_pixels() -> None:
@@ -165,6 +196,11 @@ def test_channels_follow_their_multipliers_from_pixels_to_tokens() -> None:
             "attention",
             {"head_size": 12},
             "model.head_size: must divide the 16 channels that attention works on, but got 12",
+        ),
+        (
+            "mambavision",
+            {"head_size": 32},
+            "model.head_size: must divide the 16 channels that MambaVision scans, but got 32",
         ),
         ("mamba", {"head_size": 12}, "model.head_size: must divide Mamba2's inner width of 32 channels, but got 12"),
         ("bimamba", {"head_size": 12}, "model.head_size: must divide Mamba2's inner width of 32 channels, but got 12"),

@@ -144,7 +144,9 @@ def test_a_copy_and_a_state_dict_give_the_same_model(backbone: str) -> None:
     assert torch.equal(loaded(images).images, expected)
 
 
-@pytest.mark.parametrize(("backbone", "count"), [("convolution", 14), ("attention", 2), ("mamba", 2), ("bimamba", 2)])
+@pytest.mark.parametrize(
+    ("backbone", "count"), [("convolution", 14), ("attention", 2), ("mamba", 2), ("bimamba", 2), ("mambavision", 2)]
+)
 def test_the_blocks_of_both_sides_are_listed(backbone: str, count: int) -> None:
     assert len(list(build_model(_config(backbone)).blocks())) == count
 
@@ -211,8 +213,8 @@ def test_indices_that_the_model_cannot_decode_are_refused(indices: Tensor, messa
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("model.backbone", "must be one of convolution, attention, mamba, bimamba, but got 'bamba'"),
-        ("quantizer.kind", "must be one of vq, but got 'bamba'"),
+        ("model.backbone", "must be one of convolution, attention, mamba, bimamba, mambavision, but got 'bamba'"),
+        ("quantizer.kind", f"must be one of {', '.join(QUANTIZERS)}, but got 'bamba'"),
     ],
 )
 def test_unknown_names_are_refused(key: str, message: str) -> None:

@@ -3,7 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+from vqvae import ssd as module
 from vqvae.config import ConfigError
 from vqvae.ssd import Mamba2, ssd, ssd_reference
 
@@ -29,8 +32,8 @@ def _relative_error(value: Tensor, expected: Tensor) -> float:
     return ((value - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("length", [1, 7, 16, 65, 100])
-@pytest.mark.parametrize("chunk_size", [1, 16, 64])
+@pytest.mark.parametrize("length", [1, 7, 16, 65, 131])
+@pytest.mark.parametrize("chunk_size", [1, 13, 16, 64, 256])
 def test_the_scan_equals_the_recurrence_with_its_gradients(length: int, chunk_size: int) -> None:
     inputs = [t.requires_grad_() for t in _inputs(length)]
     expected, value = ssd_reference(*inputs), ssd(*inputs, chunk_size=chunk_size)
@@ -100,22 +103,35 @@ def test_mamba2_loads_the_state_dict_of_mamba_ssm() -> None:
     assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize("length", [16, 37])
-def test_mamba2_equals_the_mixer_of_transformers(length: int) -> None:
-    pytest.importorskip("transformers", reason="transformers, the independent oracle of Mamba2, is not installed")
-    from transformers import Mamba2Config
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-
-    config = Mamba2Config(hidden_size=64, state_size=16, head_dim=32, num_heads=4, n_groups=1, expand=2, chunk_size=16)
-    oracle, layer = Mamba2Mixer(config, 0), Mamba2(64, head_size=32, state_size=16)
+@pytest.mark.parametrize(("length", "chunk_size"), [(1, 16), (16, 16), (37, 8), (64, 64), (131, 16), (131, 256)])
+def test_mamba2_equals_the_mixer_of_transformers_with_its_gradients(length: int, chunk_size: int) -> None:
+    sizes = {"hidden_size": 64, "state_size": 16, "head_dim": 32, "num_heads": 4, "n_groups": 1, "expand": 2}
+    oracle = Mamba2Mixer(Mamba2Config(**sizes, chunk_size=chunk_size), 0)
+    layer = Mamba2(64, head_size=32, state_size=16)
     oracle.load_state_dict(layer.state_dict(), strict=True)
     x = torch.randn(2, length, 64, requires_grad=True)
-    expected, value = oracle(x), layer(x)
-    assert _relative_error(value, expected) < 1e-4
-    weights = torch.randn_like(value)
-    (oracle_gradient,) = torch.autograd.grad((expected * weights).sum(), x)
-    (gradient,) = torch.autograd.grad((value * weights).sum(), x)
-    assert _relative_error(gradient, oracle_gradient) < 1e-4
+    weights = torch.randn(2, length, 64)
+    found = {}
+    for name, mixer in (("ours", layer), ("oracle", oracle)):
+        y = mixer(x)
+        parameters = dict(mixer.named_parameters())
+        gradients = torch.autograd.grad((y * weights).sum(), [x, *parameters.values()])
+        found[name] = {"y": y} | dict(zip(["x", *parameters], gradients, strict=True))
+    assert set(found["ours"]) == set(found["oracle"])
+    for name, expected in found["oracle"].items():
+        if expected.norm() == 0:  # the decay of the only token
+            assert found["ours"][name].norm() == 0, name
+        else:
+            assert _relative_error(found["ours"][name], expected) < 1e-4, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or module._cuda_scan is None, reason="needs CUDA and mamba_ssm")
+@pytest.mark.parametrize("length", [37, 300])
+def test_the_kernel_of_mamba_ssm_equals_our_scan(length: int) -> None:
+    layer = Mamba2(256, head_size=64, state_size=128)
+    x = torch.randn(2, length, 256)
+    expected = layer(x)
+    assert _relative_error(layer.cuda()(x.cuda()).cpu(), expected) < 1e-2  # its products are TF32
 
 
 def test_mamba2_follows_its_equations() -> None:
