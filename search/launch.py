@@ -157,13 +157,15 @@ def check_trainable(space: Space) -> None:
 
 
 def check_weights(space: Space) -> None:
-    """The trunks of LPIPS that trials will need.
+    """The files of weights that trials will need.
 
     Raises:
-        PerceptualError: a file is missing; the message says which one goes where.
+        WeightsError: one is missing or damaged; the message says which one goes where.
     """
+    from vqvae import weights
     from vqvae.perceptual import LPIPS
 
+    weights.require(space.base)
     if space.base.evaluation.lpips:
         LPIPS("alex", space.base.evaluation.lpips_trunk)
     if space.base.loss.perceptual or any(p.name == "loss.perceptual" for p in space.parameters):

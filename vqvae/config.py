@@ -433,3 +433,6 @@ METRICS: dict[str, str] = {
     "val/entropy_bits_per_image": "",
 }
 """What an evaluation measures on held-out images -> the direction in which it is better, "" for a diagnostic."""
+
+COSTS = ("parameters", "images_per_s", "encode_images_per_s", "decode_images_per_s", "peak_memory_gib")
+"""What an evaluation says of the cost: images_per_s is of training, the others are those of `vqvae.speed.costs`."""

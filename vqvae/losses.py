@@ -32,7 +32,7 @@ class Loss(nn.Module):
         config: the weights, and the file of the perceptual trunk.
 
     Raises:
-        PerceptualError: the perceptual term is on and its trunk has no weights.
+        WeightsError: the perceptual term is on and its trunk has no weights.
     """
 
     def __init__(self, config: LossConfig) -> None:

@@ -6,19 +6,27 @@ Every function takes float images (b, 3, h, w) in [-1, 1] and clips them to that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vqvae.pictures import to_images
+from vqvae.robustness import Neighbors, images_within_reach, perturb
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from vqvae.config import EvaluationConfig
     from vqvae.model import VQVAE
     from vqvae.perceptual import LPIPS
+    from vqvae.rfid import Rfid
+
+TOKENS_PER_CODE = 10
+"""Tokens that have to be counted for each code, before usage, perplexity and entropy can be trusted."""
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
@@ -77,50 +85,100 @@ def code_statistics(counts: Tensor, tokens_per_image: int) -> dict[str, float]:
         codebook_usage: part of the codes that were drawn, 0 to 1;
         perplexity: 2 to the entropy of the codes' frequencies, 1 to k;
         entropy_bits_per_image: tokens x entropy in bits: what an ideal coder of single tokens would need;
-        codebook_tokens: tokens that were counted. Below about ten times k they cannot show every code, and the
-        three figures are too low.
+        codebook_tokens: tokens that were counted;
+        codebook_undersampled: 1 where they are fewer than `TOKENS_PER_CODE` x k, else 0: they cannot show every code
+        then, and the first three figures are too low.
     """
-    frequencies = counts.double() / counts.sum()
+    tokens = float(counts.sum().item())
+    frequencies = counts.double() / tokens
     bits = -(frequencies * frequencies.clamp(min=1e-300).log2()).sum().item()
     return {
         "codebook_usage": (counts > 0).double().mean().item(),
         "perplexity": 2**bits,
         "entropy_bits_per_image": tokens_per_image * bits,
-        "codebook_tokens": float(counts.sum().item()),
+        "codebook_tokens": tokens,
+        "codebook_undersampled": float(tokens < TOKENS_PER_CODE * len(counts)),
     }
+
+
+class Pictures(Protocol):
+    """Pictures by their numbers, wherever they lie."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """uint8 (rows, h, w, 3)."""
+        ...
+
+
+def spread(pictures: int, count: int) -> NDArray[np.int64]:
+    """Numbers of at most `count` of so many pictures, evenly spaced; always the same ones."""
+    return np.unique(np.linspace(0, pictures - 1, max(0, min(count, pictures))).round().astype(np.int64))
 
 
 @torch.no_grad()
 def evaluate(
-    model: VQVAE, held_out: NDArray[np.uint8], micro_batch: int, lpips: LPIPS | None = None
+    model: VQVAE,
+    pictures: Pictures,
+    config: EvaluationConfig,
+    micro_batch: int,
+    lpips: LPIPS | None = None,
+    rfid: Rfid | None = None,
 ) -> dict[str, float]:
-    """All of the above over a set of held-out pictures, in float32.
+    """All of the above over held-out pictures, in float32.
+
+    Where the measured pictures have too few tokens to show every code, further ones are encoded, and only encoded.
 
     Args:
         model: in evaluation mode, with the weights to judge (the moving average).
-        held_out: uint8 (n, h, w, 3), n at least 1.
+        pictures: the held-out pictures, at least one; `spread` picks those that are measured.
+        config: how many are measured, and the part of the codes that is perturbed.
         micro_batch: images at once.
-        lpips: measured too, under its name, if given.
+        lpips: measured too, under its name, if given, and with it the same of perturbed codes as lpips_perturbed
+            (of a random trunk lpips_random_perturbed): see `vqvae.robustness`, which bounds the images where the
+            codes are very many.
+        rfid: measured too, if given.
 
     Returns:
-        psnr (dB), ssim, l1, the lpips if any, each the mean over images, and `code_statistics`.
+        psnr (dB), ssim, l1, the lpips if any, each the mean over images; rfid and rfid_images if any; and
+        `code_statistics`.
+
+    Raises:
+        RfidError: rfid of a single picture.
     """
     device = next(model.parameters()).device
-    codes = model.quantizer.codebook_size
+    codes, tokens = model.quantizer.codebook_size, model.rows**2
     counts = torch.zeros(codes, dtype=torch.long, device=device)
-    parts: list[dict[str, Tensor]] = []
-    tokens = 0
-    for start in range(0, len(held_out), micro_batch):
-        images = to_images(held_out[start : start + micro_batch]).to(device)
+    rows = spread(len(pictures), config.images)
+    neighbors = Neighbors(model.quantizer, device) if lpips and config.perturbed else None
+    reach = images_within_reach(codes, tokens, config.perturbed)
+    perturbed = set(spread(len(rows), len(rows) if reach is None else reach).tolist())
+    parts: dict[str, list[Tensor]] = {}
+    for start in range(0, len(rows), micro_batch):
+        images = to_images(pictures[rows[start : start + micro_batch]]).to(device)
         made, quantized = model(images)
-        part = {"psnr": psnr(made, images), "ssim": ssim(made, images), "l1": l1(made, images)}
-        if lpips:
-            part[lpips.name] = lpips(made.clamp(-1, 1), images)
-        parts.append(part)
         counts += torch.bincount(quantized.indices.flatten(), minlength=codes)
-        tokens = quantized.indices[0].numel()
-    means = {name: torch.cat([part[name] for part in parts]).double().mean().item() for name in parts[0]}
-    return means | code_statistics(counts, tokens)
+        found = {"psnr": psnr(made, images), "ssim": ssim(made, images), "l1": l1(made, images)}
+        if lpips:
+            found[lpips.name] = lpips(made.clamp(-1, 1), images)
+        chosen = [place for place in range(len(images)) if start + place in perturbed]
+        if lpips and neighbors and chosen:
+            wrong = perturb(quantized.indices[chosen], config.perturbed, [start + place for place in chosen], neighbors)
+            decoded = model.decode(rearrange(wrong, "b (y x) -> b y x", y=model.rows))
+            found[f"{lpips.name.removesuffix('_alex')}_perturbed"] = lpips(decoded.clamp(-1, 1), images[chosen])
+        if rfid:
+            rfid.add(made, images)
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    further = np.setdiff1d(np.arange(len(pictures)), rows)
+    further = further[spread(len(further), math.ceil(TOKENS_PER_CODE * codes / tokens) - len(rows))]
+    for start in range(0, len(further), micro_batch):
+        indices = model.encode(to_images(pictures[further[start : start + micro_batch]]).to(device))
+        counts += torch.bincount(indices.flatten(), minlength=codes)
+    means = {name: torch.cat(values).double().mean().item() for name, values in parts.items()}
+    return means | (rfid.result() if rfid else {}) | code_statistics(counts, tokens)
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -1,49 +1,21 @@
 """LPIPS, the perceptual distance of Zhang et al. 2018 (arXiv 1801.03924, section 3, eq. 1), version 0.1.
 
 The calibrated heads come with the package `lpips`. The trunk is torchvision's network trained on ImageNet, whose
-weights are a file that this module finds or asks for, and never downloads.
+weights are a file that `vqvae.weights` finds or asks for.
 
 b images, c channels of a layer, h height, w width
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import pickle
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from vqvae.config import VqvaeError
-
-RANDOM = "random"
-"""In place of a file: an untrained trunk, for tests. Its distance bears another name (`LPIPS.name`)."""
-
-
-class PerceptualError(VqvaeError):
-    """Weights of a trunk that are missing, damaged or of another network."""
-
-
-class Trunk(NamedTuple):
-    """An ImageNet network, its weights and the layers that are compared."""
-
-    network: str
-    """Name of torchvision's constructor."""
-    file: str
-    """Name of torchvision's file of weights."""
-    taps: tuple[int, ...]
-    """Layers of `features` after which activations are compared: ReLUs."""
-
-
-TRUNKS = {
-    "vgg": Trunk("vgg16", "vgg16-397923af.pth", (3, 8, 15, 22, 29)),
-    "alex": Trunk("alexnet", "alexnet-owt-7be5be79.pth", (1, 4, 7, 9, 11)),
-}
+from vqvae.weights import RANDOM, TRUNKS, Trunk, WeightsError, read, trunk_file
 
 
 class LPIPS(nn.Module):
@@ -54,7 +26,7 @@ class LPIPS(nn.Module):
         file: weights of the trunk; "" looks in torch.hub's folder; "random" draws them.
 
     Raises:
-        PerceptualError: no such file, a damaged one, or one of another network.
+        WeightsError: no such file, a damaged one, or one of another network.
     """
 
     mean: Tensor
@@ -106,31 +78,14 @@ def _trunk(trunk: Trunk, file: str) -> nn.Sequential:
         layers: nn.Sequential = getattr(torchvision.models, trunk.network)(weights=None).features
     if file == RANDOM:
         return _draw(layers.to_empty(device="cpu"))
-    path = Path(file).expanduser() if file else Path(torch.hub.get_dir()) / "checkpoints" / trunk.file
-    if not path.is_file():
-        raise PerceptualError(
-            f"{path}: no such file; LPIPS needs {trunk.file}, torchvision's ImageNet weights of {trunk.network}, "
-            f"which nothing here downloads: put it there, or name its place (lpips_trunk)"
-        )
-    _check(path, trunk.file)
+    path = trunk_file(trunk, file)
+    weights = read(path, trunk.file)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
         features = {key.removeprefix("features."): value for key, value in weights.items() if "features." in key}
         layers.load_state_dict(features, assign=True)
-    except (RuntimeError, pickle.UnpicklingError, AttributeError, EOFError) as error:
-        raise PerceptualError(f"{path}: not the weights of {trunk.network} ({type(error).__name__})") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: not the weights of {trunk.network} ({type(error).__name__})") from error
     return layers
-
-
-def _check(path: Path, name: str) -> None:
-    """The SHA-256 of a file must begin as its name says, torchvision's custom."""
-    said = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
-    if not said:
-        raise PerceptualError(f"{path}: expected a name that ends in the checksum, as torchvision's {name} does")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(said[1]):
-        raise PerceptualError(f"{path}: damaged: its SHA-256 should begin with {said[1]}, but begins with {found[:8]}")
 
 
 def _draw(layers: nn.Sequential) -> nn.Sequential:

@@ -199,7 +199,7 @@ class _Run:
         self._read()
         training = self._training(self.meter.means())
         with self._memory():
-            measured = evaluate(self.average, self.held_out, self.micro_batch, self.lpips)
+            measured = evaluate(self.average, self.held_out, self.config.evaluation, self.micro_batch, self.lpips)
         held_out = {f"val/{name}": value for name, value in measured.items()}
         for name, value in held_out.items():
             self._require_finite(name, value, self.step)

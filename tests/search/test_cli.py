@@ -169,9 +169,11 @@ def test_missing_weights_of_lpips_are_said_before_any_trial_is_spent(tiny_file):
     flags = ["--set", "train.evaluation.lpips=true"]
     line = refused("launch", "tiny.yaml", *flags, cwd=tiny_file.parent, env={**os.environ, "TORCH_HOME": str(home)})
     assert line == (
-        f"vqsearch: {home}/hub/checkpoints/alexnet-owt-7be5be79.pth: no such file; LPIPS needs "
-        "alexnet-owt-7be5be79.pth, torchvision's ImageNet weights of alexnet, which nothing here downloads: put it "
-        "there, or name its place (lpips_trunk)"
+        f"vqsearch: {home}/hub/checkpoints/alexnet-owt-7be5be79.pth: no such file; LPIPS needs torchvision's ImageNet "
+        "weights of alexnet (alexnet-owt-7be5be79.pth), which nothing here downloads; on a machine with a network "
+        "python -c \"import torchvision; torchvision.models.alexnet(weights='DEFAULT')\" puts it into "
+        f"{home}/hub/checkpoints; copy it there, or name another place (evaluation.lpips_trunk); or do without: "
+        "evaluation.lpips=false"
     )
     study = open_storage(f"sqlite:///{tiny_file.parent}/vqsearch.db").get_all_studies()
     assert study == []

@@ -1,14 +1,17 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vqvae import metrics
-from vqvae.config import TrainConfig
+from vqvae import metrics, robustness
+from vqvae.config import EvaluationConfig, TrainConfig
 from vqvae.conversion import replace
 from vqvae.model import build_model
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import to_images
+from vqvae.robustness import Neighbors, perturb
 
 
 @pytest.fixture
@@ -62,7 +65,9 @@ def test_code_statistics_of_evenly_used_codes():
         "perplexity": pytest.approx(4),
         "entropy_bits_per_image": pytest.approx(20),
         "codebook_tokens": 20,
+        "codebook_undersampled": 1,
     }
+    assert metrics.code_statistics(torch.full((8,), 10), tokens_per_image=10)["codebook_undersampled"] == 0
 
 
 def test_rare_codes_cost_less_than_their_number_suggests():
@@ -75,7 +80,8 @@ def test_a_collapsed_codebook_shows():
     assert (found["codebook_usage"], found["perplexity"], found["entropy_bits_per_image"]) == (0.25, 1, 0)
 
 
-def test_evaluation_does_not_depend_on_the_micro_batch_and_counts_every_token():
+@pytest.fixture(scope="module")
+def model():
     config = replace(
         TrainConfig(),
         {
@@ -84,10 +90,24 @@ def test_evaluation_does_not_depend_on_the_micro_batch_and_counts_every_token():
             "data.resolution": 64,
         },
     )
-    model = build_model(config).eval()
-    held_out = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    found = metrics.evaluate(model, held_out, 2, LPIPS("alex", "random"))
-    whole = metrics.evaluate(model, held_out, 5, LPIPS("alex", "random"))
+    torch.manual_seed(0)
+    return build_model(config).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lpips():
+    return LPIPS("alex", "random")
+
+
+def test_evaluation_does_not_depend_on_the_micro_batch_and_counts_every_token(model, pictures, lpips):
+    held_out = pictures[:5]
+    found = metrics.evaluate(model, held_out, EvaluationConfig(), 2, lpips)
+    whole = metrics.evaluate(model, held_out, EvaluationConfig(), 5, lpips)
     assert found == pytest.approx(whole, rel=1e-5)
     assert found["codebook_tokens"] == 5 * 64
     assert set(found) == {
@@ -95,10 +115,12 @@ def test_evaluation_does_not_depend_on_the_micro_batch_and_counts_every_token():
         "ssim",
         "l1",
         "lpips_random",
+        "lpips_random_perturbed",
         "codebook_usage",
         "perplexity",
         "entropy_bits_per_image",
         "codebook_tokens",
+        "codebook_undersampled",
     }
     images = to_images(held_out)
     with torch.no_grad():
@@ -106,3 +128,73 @@ def test_evaluation_does_not_depend_on_the_micro_batch_and_counts_every_token():
     assert found["psnr"] == pytest.approx(metrics.psnr(made, images).mean().item(), rel=1e-5)
     indices = model.encode(images)
     assert found["codebook_usage"] == len(indices.unique()) / 32
+
+
+def test_perturbed_lpips_is_that_of_decoded_codes_with_errors(model, pictures, lpips):
+    found = metrics.evaluate(model, pictures[:3], EvaluationConfig(perturbed=0.5), 2, lpips)
+    images = to_images(pictures[:3])
+    indices = model.encode(images)
+    wrong = perturb(indices.flatten(1), 0.5, [0, 1, 2], Neighbors(model.quantizer, torch.device("cpu")))
+    decoded = model.decode(wrong.view_as(indices)).clamp(-1, 1)
+    assert found["lpips_random_perturbed"] == pytest.approx(lpips(decoded, images).mean().item(), rel=1e-5)
+    assert found["lpips_random_perturbed"] != pytest.approx(found["lpips_random"], rel=1e-3)
+
+
+def test_perturbed_lpips_of_very_many_codes_is_of_fewer_images(model, pictures, lpips, monkeypatch):
+    monkeypatch.setattr(robustness, "DISTANCES", 32 * 6 * 2)  # two images of six replaced tokens
+    found = metrics.evaluate(model, pictures[:3], EvaluationConfig(), 2, lpips)
+    images = to_images(pictures[:3])
+    indices = model.encode(images)[[0, 2]]
+    wrong = perturb(indices.flatten(1), 0.1, [0, 2], Neighbors(model.quantizer, torch.device("cpu")))
+    decoded = model.decode(wrong.view_as(indices)).clamp(-1, 1)
+    assert found["lpips_random_perturbed"] == pytest.approx(lpips(decoded, images[[0, 2]]).mean().item(), rel=1e-5)
+
+
+def test_perturbed_lpips_bears_its_plain_name_with_real_weights_and_can_be_off(model, pictures, lpips, monkeypatch):
+    monkeypatch.setattr(lpips, "name", "lpips_alex")
+    assert "lpips_perturbed" in metrics.evaluate(model, pictures[:2], EvaluationConfig(), 2, lpips)
+    without = metrics.evaluate(model, pictures[:2], EvaluationConfig(perturbed=0), 2, lpips)
+    assert not [name for name in without if name.endswith("perturbed")]
+    assert not [name for name in metrics.evaluate(model, pictures[:2], EvaluationConfig(), 2) if "lpips" in name]
+
+
+def test_further_pictures_are_encoded_until_there_are_tokens_enough_for_the_codebook(model, pictures):
+    config = EvaluationConfig(images=2)
+    found = metrics.evaluate(model, pictures, config, 2)
+    assert (found["codebook_tokens"], found["codebook_undersampled"]) == (5 * 64, 0)  # 10 tokens a code
+    counted = model.encode(to_images(pictures[[0, 8, 1, 4, 7]]))  # two that are measured, three between them
+    counts = torch.bincount(counted.flatten(), minlength=32)
+    assert found == pytest.approx(found | metrics.code_statistics(counts, 64))
+    measured = metrics.evaluate(model, pictures[[0, 8]], config, 2)
+    assert found["psnr"] == pytest.approx(measured["psnr"], rel=1e-5)
+    assert (measured["codebook_tokens"], measured["codebook_undersampled"]) == (2 * 64, 1)
+
+
+def test_evaluation_reads_a_micro_batch_of_pictures_at_a_time(model, pictures):
+    read = []
+
+    class Watched:
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, rows):
+            read.append(len(rows))
+            return pictures[rows]
+
+    metrics.evaluate(model, Watched(), EvaluationConfig(images=3), 2)
+    assert read == [2, 1, 2]
+
+
+def test_pictures_are_spread_evenly():
+    assert metrics.spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert metrics.spread(10, 99).tolist() == list(range(10))
+    assert metrics.spread(10, -3).tolist() == metrics.spread(0, 3).tolist() == []
+
+
+def test_codes_that_are_never_drawn_show_in_an_evaluation(model, pictures):
+    collapsed = copy.deepcopy(model)
+    with torch.no_grad():
+        collapsed.to_code.weight.zero_()
+    found = metrics.evaluate(collapsed, pictures[:5], EvaluationConfig(), 5)
+    assert (found["codebook_usage"], found["perplexity"], found["entropy_bits_per_image"]) == (1 / 32, 1, 0)
+    assert found["codebook_undersampled"] == 0

@@ -29,6 +29,7 @@ VALIDATION = {
     "perplexity",
     "entropy_bits_per_image",
     "codebook_tokens",
+    "codebook_undersampled",
 }
 
 
