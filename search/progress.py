@@ -28,6 +28,7 @@ from search import records
 from search.parameters import settings
 from search.space import Space
 from search.study import OpenStudy
+from vqvae.config import COSTS
 
 PLAIN_EVERY_S = 30.0
 
@@ -269,7 +270,7 @@ def best_table(trials: list[FrozenTrial], space: Space, width: int = 80) -> list
     tables = []
     for start in range(0, len(trials), at_once):
         part = trials[start : start + at_once]
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         table.add_column("trial", no_wrap=True)
         for trial in part:
             table.add_column(str(trial.number), justify="right", no_wrap=True)
@@ -282,8 +283,15 @@ def best_table(trials: list[FrozenTrial], space: Space, width: int = 80) -> list
     return tables
 
 
+def is_metric(name: str) -> bool:
+    """Whether an attribute of a trial is something that an evaluation measured."""
+    return name.startswith("val/") or name in COSTS
+
+
 def _measured(trials: list[FrozenTrial]) -> list[str]:
-    return sorted({name for trial in trials for name in trial.user_attrs if name.startswith("val/")})
+    """Names of what the trials measured: on held-out images first, then what they cost."""
+    names = {name for trial in trials for name in trial.user_attrs if is_metric(name)}
+    return sorted(names, key=lambda name: (name in COSTS, name))
 
 
 def as_json(trial: FrozenTrial) -> dict[str, Any]:
@@ -294,7 +302,7 @@ def as_json(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "value": trial.value if trial.state == TrialState.COMPLETE else None,
         "params": trial.params,
-        "metrics": {k: v for k, v in trial.user_attrs.items() if k.startswith("val/") or k == "images_per_s"},
+        "metrics": {name: value for name, value in trial.user_attrs.items() if is_metric(name)},
         "curve": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
         "constraints": trial.constraints,
         "reason": records.reason(trial),

@@ -256,8 +256,14 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
             ("objective", "direction"),
             f"{metric} is better the {side}, so this must be {metrics[metric]}, but got {direction!r}",
         )
-    if metric == "val/lpips_alex" and not space.base.evaluation.lpips:
-        raise document.error(("train", "evaluation", "lpips"), "must be true, since the objective is val/lpips_alex")
+    evaluation = space.base.evaluation
+    for field, off, needing in (
+        ("lpips", "must be true", ("val/lpips_alex", "val/lpips_perturbed")),
+        ("perturbed", "must be above 0", ("val/lpips_perturbed",)),
+        ("rfid_weights", "must name a file", ("val/rfid",)),
+    ):
+        if metric in needing and not getattr(evaluation, field):
+            raise document.error(("train", "evaluation", field), f"{off}, since the objective is {metric}")
     if space.sampler.kind == "gp" and space.pruner.kind != "none":
         raise document.error(
             ("sampler", "kind"), "gp learns from complete trials only, so it needs pruner: {kind: none}"
@@ -267,7 +273,7 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
         raise document.error(
             ("sampler", "kind"), f"cmaes searches numbers only, and {choice} is a choice without order"
         )
-    quantities = ("parameters", "bits_per_image", "tokens", "images_per_s", *metrics)
+    quantities = ("bits_per_image", "tokens", *vqvae_config.COSTS, *metrics)
     for name, limits in space.constraints.items():
         path = ("constraints", name)
         if name not in quantities:

@@ -88,6 +88,24 @@ def test_the_ranking_leaves_out_what_breaks_a_limit(searched):
     assert [t.number for t in progress.ranking(searched.study)] == [0]
 
 
+def test_the_table_of_the_best_shows_what_they_cost_last_and_ends_no_line_in_blanks(searched):
+    trial = searched.study.ask()
+    trial.suggest_float("optimizer.lr", 1e-4, 1e-2)
+    measured = {"val/psnr": 30.0, "val/codebook_undersampled": 1.0, "parameters": 12345.0, "train/loss": 1.0}
+    records.set_metrics(trial, measured)
+    searched.study.tell(trial, 30.0)
+    console = Console(width=80, file=io.StringIO())
+    for table in progress.best_table(progress.ranking(searched.study), searched.space, console.width):
+        console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["trial", "val/psnr", "val/codebook_undersampled", "parameters"]
+    assert lines[3].split() == ["parameters", "12345", "-"]
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert progress.as_json(progress.ranking(searched.study)[0])["metrics"] == {
+        name: value for name, value in measured.items() if name != "train/loss"
+    }
+
+
 def test_without_a_terminal_messages_are_plain_lines_with_their_time(searched):
     view = view_of(searched)
     with view.watching(searched, lambda: 2):

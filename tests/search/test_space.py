@@ -231,6 +231,16 @@ BAD = {
         "objective: {metric: val/lpips_alex, direction: minimize}",
         ":12: train.evaluation.lpips: must be true, since the objective is val/lpips_alex",
     ),
+    "perturbed lpips as objective but not measured": (
+        OBJECTIVE,
+        "objective: {metric: val/lpips_perturbed, direction: minimize}",
+        ":12: train.evaluation.lpips: must be true, since the objective is val/lpips_perturbed",
+    ),
+    "rfid as objective without weights": (
+        OBJECTIVE,
+        "objective: {metric: val/rfid, direction: minimize}",
+        ":12: train.evaluation.rfid_weights: must name a file, since the objective is val/rfid",
+    ),
     "a baseline outside the range": (
         "parallel: 2",
         "baselines: [{optimizer.lr: 0.1}]",
@@ -249,8 +259,9 @@ BAD = {
     "a limit of an unknown quantity": (
         "parallel: 2",
         "constraints: {weights: {max: 3}}",
-        ":5: constraints.weights: unknown quantity; known are parameters, bits_per_image, tokens, images_per_s, "
-        "val/lpips_alex, val/psnr, val/ssim, val/l1, val/codebook_usage, val/perplexity, val/entropy_bits_per_image",
+        ":5: constraints.weights: unknown quantity; known are bits_per_image, tokens, parameters, images_per_s, "
+        "encode_images_per_s, decode_images_per_s, peak_memory_gib, val/lpips_alex, val/psnr, val/ssim, val/l1, "
+        "val/lpips_perturbed, val/rfid, val/codebook_usage, val/perplexity, val/entropy_bits_per_image",
     ),
     "a name that is no folder": (
         "study: tiny",
@@ -269,6 +280,24 @@ def test_a_space_that_cannot_work_is_refused_with_file_line_and_key(tiny_file, c
     with pytest.raises(SpaceError) as caught:
         space.load(tiny_file)
     assert str(caught.value) == f"{tiny_file}{message}"
+
+
+def test_an_objective_over_perturbed_codes_needs_some(tiny_file):
+    settings = ["objective={metric: val/lpips_perturbed, direction: minimize}", "train.evaluation.lpips=true"]
+    space.load(tiny_file, settings)
+    with pytest.raises(SpaceError) as caught:
+        space.load(tiny_file, [*settings, "train.evaluation.perturbed=0"])
+    assert str(caught.value) == (
+        "--set train.evaluation.perturbed=0: train.evaluation.perturbed: must be above 0, since the objective is "
+        "val/lpips_perturbed"
+    )
+
+
+def test_what_a_run_costs_can_be_limited(tiny_file):
+    limits = {"encode_images_per_s": {"min": 100}, "decode_images_per_s": {"min": 50}, "peak_memory_gib": {"max": 20}}
+    loaded = space.load(tiny_file, [f"constraints={limits}"])
+    measured = {"encode_images_per_s": 80.0, "decode_images_per_s": 60.0, "peak_memory_gib": 30.0}
+    assert space.violations(loaded.constraints, measured) == {"encode_images_per_s": 0.25, "peak_memory_gib": 0.5}
 
 
 def test_a_mistake_in_a_flag_names_the_flag(tiny_file):
