@@ -9,7 +9,7 @@ reading order (n = y x), c channels of a token.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -108,6 +108,23 @@ class VQVAE(nn.Module):
         for half in (self.encoder, self.decoder):
             blocks = getattr(half, "blocks", ())
             yield from blocks
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compiles each block by itself, once for every shape that it meets: alike blocks share what is compiled.
+
+        Dynamo keeps compiled code with the code of a class, for all models of a process, and past a limit of 8 it runs
+        what is new eagerly, with no more than a warning. A convolution model at its second size of micro-batch
+        exceeds that, as does the fifth model that one process trains. So what earlier models left is dropped
+        (those still alive compile anew at their next call) and the limit is raised to the most that Dynamo allows.
+
+        Args:
+            backend: as in `torch.compile`.
+        """
+        torch.compiler.reset()
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, dynamo.accumulated_recompile_limit)
+        for block in self.blocks():
+            block.compile(backend=backend, dynamic=False)
 
     def last_weight(self) -> nn.Parameter:
         """Weight of the last layer that makes the pixels, at which the losses' gradients are compared.

@@ -2,18 +2,21 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
+from vqvae.codes import Quantized
 from vqvae.config import ConfigError, ModelConfig, QuantizerConfig, TrainConfig
 from vqvae.conversion import replace
 from vqvae.layers import Backbone, PatchDecoder, patch_backbone
 from vqvae.model import BACKBONES, ShapeError, bits_per_image, build_model, count_parameters
 from vqvae.presets import PRESETS, preset
-from vqvae.quantize import QUANTIZERS, Quantized
+from vqvae.quantize import QUANTIZERS
 
 NAMES = tuple(BACKBONES)
 BACKBONE = pytest.mark.parametrize("backbone", NAMES)
@@ -149,6 +152,40 @@ def test_a_copy_and_a_state_dict_give_the_same_model(backbone: str) -> None:
 )
 def test_the_blocks_of_both_sides_are_listed(backbone: str, count: int) -> None:
     assert len(list(build_model(_config(backbone)).blocks())) == count
+
+
+@pytest.fixture
+def dynamo() -> Iterator[CompileCounter]:
+    """A backend that counts what is compiled, under limits soon reached, at which Dynamo raises."""
+    limits = {"recompile_limit": 2, "accumulated_recompile_limit": 4, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(limits):
+        yield CompileCounter()
+    torch.compiler.reset()
+
+
+def test_compiled_blocks_may_meet_many_shapes(dynamo: CompileCounter) -> None:
+    model = build_model(_config())
+    images = [_images(size) for size in (1, 2)]
+    expected = [model(each).images for each in images]
+    model.compile_blocks(dynamo)
+    for each, whole in zip(images, expected, strict=True):
+        torch.testing.assert_close(model(each).images, whole)
+    assert dynamo.frame_count > 2
+
+
+def test_alike_blocks_share_what_is_compiled(dynamo: CompileCounter) -> None:
+    model = build_model(_config("attention", **{"model.depth": 4}))
+    model.compile_blocks(dynamo)
+    model(_images())
+    assert dynamo.frame_count <= 2  # of eight
+
+
+def test_one_process_compiles_as_many_models_as_it_trains(dynamo: CompileCounter) -> None:
+    for width in (8, 16, 24):
+        model = build_model(_config("attention", **{"model.width": width}))
+        model.compile_blocks(dynamo)
+        model(_images(1))
+    assert dynamo.frame_count > 4
 
 
 def test_the_final_convolution_starts_without_effect() -> None:
