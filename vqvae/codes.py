@@ -1,13 +1,19 @@
-"""What every quantizer gives and is, and the search for the nearest code.
+"""What every quantizer gives and is, gradients past the choice of a code, and the search for the nearest one.
 
 Axes: b images, n tokens, d dimensions of a code, K codes, m vectors (m = b n).
+
+[1] Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+    Computation"
+[2] Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick"
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _SEARCH_ELEMENTS = 2**22
@@ -63,6 +69,42 @@ class Quantizer(nn.Module):
         return []
 
 
+def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
+    """The codes, bit for bit, with the gradient of the vectors [1].
+
+    Args:
+        vectors: finite, of any shape.
+        codes: of the same shape; their own gradient is kept too, so they are detached where they learn otherwise.
+    """
+    # The difference is exactly zero. The usual vectors + (codes - vectors) rounds, and is not what decode gives.
+    return codes + (vectors - vectors.detach())
+
+
+def rotated(vectors: Tensor, codes: Tensor) -> Tensor:
+    """The codes, bit for bit, whose gradient is rotated and rescaled on its way to the vectors [2, eq. 4].
+
+    The linear map that takes each vector e to its code q, lambda R with lambda = |q| / |e| and
+    R = I - 2 r r^T + 2 q^ e^^T, r = (e^ + q^) / |e^ + q^|, is a constant to the backward pass; hats are unit vectors.
+
+    Args:
+        vectors: (..., d), finite.
+        codes: (..., d), without gradient.
+    """
+    lengths = vectors.detach().norm(dim=-1, keepdim=True), codes.norm(dim=-1, keepdim=True)
+    e, q = F.normalize(vectors.detach(), dim=-1), F.normalize(codes, dim=-1)
+    r = F.normalize(e + q, dim=-1)
+    scale = lengths[1] / lengths[0].clamp(min=torch.finfo(codes.dtype).tiny)
+    along_r, along_e = ((vectors * axis).sum(-1, keepdim=True) for axis in (r, e))
+    return straight_through(scale * (vectors - 2 * along_r * r + 2 * along_e * q), codes)
+
+
+def step_generator(step: int, seed: int, device: torch.device) -> torch.Generator:
+    """Random numbers of a quantizer that are a function of the run's seed and of the optimizer step alone."""
+    # The last number keeps this stream apart from that of the augmentation, which is drawn from the first two.
+    words = np.random.SeedSequence([seed, step, 1]).generate_state(1)
+    return torch.Generator(device).manual_seed(int(words[0]))
+
+
 @torch.no_grad()
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the Euclidean nearest code of each vector, in float32 and never holding m x K products.
@@ -80,7 +122,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     rows = max(1, min(len(vectors), _SEARCH_ELEMENTS // len(codebook)))
     products = vectors.new_empty(rows, len(codebook))
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-    with _full_precision():
+    with full_precision():
         for start in range(0, len(vectors), rows):
             part = vectors[start : start + rows]
             torch.addmm(offset, part, codebook.T, out=products[: len(part)])  # autocast leaves alone what has an out
@@ -89,7 +131,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 inside float32 products, whatever the trainer chose for the rest.
 
     torch keeps this choice twice, and raises where a getter of the older kind finds that the two differ: both are set.
