@@ -11,6 +11,7 @@ import pytest
 
 from search.cli import cli
 from search.storage import open_storage
+from vqvae.presets import PRESETS
 
 
 def run(*arguments, cwd, **options):
@@ -152,7 +153,7 @@ BAD = {
     ),
     "no such preset": (
         ["train", "preset:resnet", "--to", "run"],
-        "vqsearch: preset: must be one of convolution, attention, mamba, bimamba, but got 'resnet'",
+        f"vqsearch: preset: must be one of {', '.join(PRESETS)}, but got 'resnet'",
     ),
 }
 

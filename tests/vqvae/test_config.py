@@ -13,7 +13,6 @@ import pytest
 from vqvae import config as module
 from vqvae.config import ConfigError, DataConfig, ModelConfig, TrainConfig, VqvaeError
 from vqvae.conversion import fields, from_dict, nest, replace, to_dict
-from vqvae.presets import PRESETS, preset
 
 
 def test_the_defaults_are_the_setting_of_the_article() -> None:
@@ -156,19 +155,6 @@ def test_parts_check_themselves() -> None:
     with pytest.raises(ConfigError) as error:
         ModelConfig(depth=0)
     assert str(error.value) == "depth: must be at least 1, but got 0"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_the_default_training_with_another_model(name: str) -> None:
-    config = preset(name)
-    assert config.model.backbone == name
-    assert replace(config, {f"model.{key}": value for key, value in to_dict(ModelConfig()).items()}) == TrainConfig()
-
-
-def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError) as error:
-        preset("resnet")
-    assert str(error.value) == "preset: must be one of convolution, attention, mamba, bimamba, but got 'resnet'"
 
 
 def test_the_config_needs_the_standard_library_alone() -> None:
