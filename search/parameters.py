@@ -30,19 +30,28 @@ UNSEARCHABLE = (
         "precision": "it is a property of the machine; set it under train",
         "compile": "it is a property of the machine; set it under train",
         "checkpoint_every": "it changes nothing that is measured",
+        "micro_batch": "it changes nothing that is measured",
         "loss.lpips_trunk": "it is the place of a file; set it under train",
     }
     | dict.fromkeys(
         (
             "data.source",
             "data.path",
+            "data.subset",
+            "data.column",
             "data.cache",
             "data.resolution",
+            "data.fit",
+            "data.small",
+            "data.group_by",
+            "data.splits",
             "data.validation_fraction",
             "data.test_fraction",
             "evaluation.images",
             "evaluation.lpips",
             "evaluation.lpips_trunk",
+            "evaluation.perturbed",
+            "evaluation.rfid_weights",
         ),
         "trials are compared on the same held-out images, measured alike",
     )

@@ -29,7 +29,8 @@ def run(config: dict[str, Any]) -> None:
         ended ("", stopped, diverged, out of memory, error, or unusable where no trial could run here) and reason.
     """
     from vqvae import conversion
-    from vqvae.train import Diverged, OutOfMemory, train
+    from vqvae.learner import OutOfMemory
+    from vqvae.train import Diverged, train
 
     assignment = Assignment(**config)
     saved = assignment.checkpoint

@@ -1,7 +1,7 @@
 """Models and training runs as folders: tensors in safetensors files, the rest in JSON; nothing is unpickled.
 
     export:      weights.safetensors  config.json
-    checkpoint:  model.safetensors    ema.safetensors    optimizer.safetensors    state.json
+    checkpoint:  model.safetensors    ema.safetensors    optimizer.safetensors    (and others)    state.json
 
 A folder appears whole, by one rename, or not at all.
 """
@@ -45,10 +45,9 @@ class TrainingState:
     step: int
     """Optimizer steps done."""
     config: TrainConfig
-    model: Mapping[str, Tensor]
-    ema: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
-    """Moments, by ``<parameter>/<moment>``."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Named tensors of each part, one file for each: model, ema (of its weights), optimizer (its moments, by
+    ``<parameter>/<moment>``), and what else the trainer has."""
     progress: dict[str, Any] = field(default_factory=dict)
     """What the trainer adds, of JSON types."""
 
@@ -60,11 +59,10 @@ def save(state: TrainingState, folder: Path) -> None:
         CheckpointError: the folder holds something, or cannot be written.
     """
     with _appearing(folder) as place:
-        for name in ("model", "ema", "optimizer"):
-            _write_tensors(getattr(state, name), place / f"{name}.safetensors")
-        _write_json(
-            {"step": state.step, "config": to_dict(state.config), "progress": state.progress}, place / "state.json"
-        )
+        for name, tensors in state.tensors.items():
+            _write_tensors(tensors, place / f"{name}.safetensors")
+        values = {"step": state.step, "config": to_dict(state.config), "progress": state.progress}
+        _write_json({**values, "tensors": list(state.tensors)}, place / "state.json")
 
 
 def read(folder: Path) -> TrainingState:
@@ -73,10 +71,10 @@ def read(folder: Path) -> TrainingState:
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
     """
-    values = _read_json(folder, "state.json", "step", "config", "progress")
-    tensors = {name: _read_tensors(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
+    values = _read_json(folder, "state.json", "step", "config", "progress", "tensors")
+    tensors = {name: _read_tensors(folder / f"{name}.safetensors") for name in values["tensors"]}
     config = _config(values, folder / "state.json")
-    return TrainingState(step=values["step"], config=config, progress=values["progress"], **tensors)
+    return TrainingState(step=values["step"], config=config, progress=values["progress"], tensors=tensors)
 
 
 def save_model(model: VQVAE, config: TrainConfig, folder: Path, metrics: Mapping[str, float]) -> None:

@@ -59,18 +59,20 @@ def _each(
     most: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Holds each of the fields `names` to one range; without an upper bound it has to be finite."""
-    low = f"above {above:g}" if least is None else f"at least {least:g}"
-    if most is not None or below is not None:
-        high = f"at most {most:g}" if below is None else f"below {below:g}"
-        expected = f"{low} and {high}" if least is None else f"from {least:g} to {high.removeprefix('at most ')}"
+    """Holds each of the fields `names` to a range: from `least` or `above`, to `most`, `below` or any finite number."""
+    low = f"from {least:g}" if above is None else f"above {above:g}"
+    if most is None and below is None:
+        low = low.replace("from", "at least")
+        expected = f"{low} and finite"
+    elif above is None:
+        expected = f"{low} to {most:g}" if below is None else f"{low} to below {below:g}"
     else:
-        expected = low
+        expected = f"{low} and at most {most:g}" if below is None else f"{low} and below {below:g}"
     for name in names.split():
         value = getattr(config, name)
-        words = expected if isinstance(value, int) or "and" in expected or "from" in expected else f"{low} and finite"
-        holds = (value > above if least is None else value >= least) and (most is None or value <= most)
-        require(holds and (value < (math.inf if below is None else below)), name, words, value)
+        enough = (least is None or value >= least) and (above is None or value > above)
+        within = value <= most if most is not None else value < (math.inf if below is None else below)
+        require(enough and within, name, expected, value)
 
 
 def _one_of(config: object, name: str, *choices: str) -> None:
@@ -413,6 +415,13 @@ class TrainConfig:
             "data.resolution",
             f"a multiple of model.patch ({self.model.patch})",
             self.data.resolution,
+        )
+        least = 3 * 2**self.gan.depth  # the discriminator's two convolutions without stride take a row each
+        require(
+            not self.gan.weight or self.data.resolution >= least,
+            "gan.depth",
+            f"such that data.resolution ({self.data.resolution}) is at least 3 x 2^depth = {least}",
+            self.gan.depth,
         )
 
     @property

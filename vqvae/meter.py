@@ -15,8 +15,8 @@ class Meter:
     """Means of the terms, and the rate of training alone, both since the last `reset`."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.steps = 0
+        self.sums: dict[str, tuple[float, int]] = {}
+        """Sum of each term, and the number of steps that had it."""
         self._pending: list[dict[str, Tensor]] = []
         self._started: float | None = None
         self._stretches = 0
@@ -35,13 +35,13 @@ class Meter:
         """The terms of each step since the last call; waits for the device and stops the clock."""
         if not self._pending:
             return []
-        names = list(self._pending[0])
-        values = torch.stack([torch.stack([terms[name] for name in names]) for terms in self._pending]).tolist()
-        rows = [dict(zip(names, row, strict=True)) for row in values]
+        values = iter(torch.stack([value for terms in self._pending for value in terms.values()]).tolist())
+        rows = [{name: next(values) for name in terms} for terms in self._pending]
         self._pending.clear()
         for row in rows:  # one by one, so that the sums do not depend on when they were read
-            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in row.items()}
-        self.steps += len(rows)
+            for name, value in row.items():
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = (total + value, count + 1)
         assert self._started is not None
         if self._stretches == 1:  # the first one of a process compiles and allocates: it counts while there is no other
             self._timed_steps, self._seconds = 0, 0.0
@@ -52,8 +52,8 @@ class Meter:
         return rows
 
     def means(self) -> dict[str, float]:
-        """Mean of each term over the steps that were read."""
-        return {name: total / self.steps for name, total in self.sums.items()}
+        """Mean of each term over the steps that were read and had it."""
+        return {name: total / count for name, (total, count) in self.sums.items()}
 
     def steps_per_s(self) -> float:
         """Steps a second, without evaluations and reports; 0 before the first step was read."""
@@ -61,5 +61,5 @@ class Meter:
 
     def reset(self) -> None:
         """Forgets what was read."""
-        self.sums, self.steps = {}, 0
+        self.sums = {}
         self._timed_steps, self._seconds = 0, 0.0

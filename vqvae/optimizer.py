@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from vqvae.config import OptimizerConfig, TrainConfig
 
@@ -52,24 +52,31 @@ def decayed(model: nn.Module) -> set[str]:
     }
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, fast: Collection[Tensor] = (), multiplier: float = 1.0
+) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov & Hutter 2019, algorithm 2) with decay on `decayed(model)` only.
 
     Learning rates are tensors on the model's device, so that changing one neither waits nor compiles anything anew.
+
+    Args:
+        model: what is trained.
+        config: of the optimizer.
+        fast: parameters with a learning rate of their own, and without decay: those of the codebook.
+        multiplier: their learning rate / that of the rest.
     """
-    shrinking = decayed(model)
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    device = named[0][1].device
-    groups = [
-        {
-            "params": [parameter for name, parameter in named if (name in shrinking) == shrinks],
-            "weight_decay": config.weight_decay if shrinks else 0.0,
-            "lr": torch.tensor(config.lr, device=device),
-            "peak_lr": config.lr,
-        }
-        for shrinks in (True, False)
+    shrinking, apart = decayed(model), {id(parameter) for parameter in fast}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = id(parameter) in apart
+            decay = config.weight_decay if name in shrinking and not own else 0.0
+            groups.setdefault((config.lr * (multiplier if own else 1.0), decay), []).append(parameter)
+    parameters = [
+        {"params": params, "weight_decay": decay, "lr": torch.tensor(lr, device=params[0].device), "peak_lr": lr}
+        for (lr, decay), params in groups.items()
     ]
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    return torch.optim.AdamW(parameters, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

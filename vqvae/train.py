@@ -6,15 +6,12 @@ for progress in train(config):
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from vqvae import checkpoint, conversion
@@ -22,25 +19,19 @@ from vqvae.batches import batch
 from vqvae.checkpoint import CheckpointError, TrainingState
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.data import load
-from vqvae.losses import Loss
+from vqvae.learner import Learner
 from vqvae.meter import Meter
-from vqvae.metrics import evaluate
-from vqvae.model import build_model
-from vqvae.optimizer import (
-    build_optimizer,
-    learning_rate_factor,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rate,
-    update_average,
-)
+from vqvae.metrics import evaluate, spread
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import sheet, to_images
+from vqvae.rfid import Rfid
+from vqvae.speed import costs, forget_peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
 REPORT_EVERY_S = 2.0
@@ -70,10 +61,6 @@ class Diverged(VqvaeError):  # noqa: N818
         self.term = term
 
 
-class OutOfMemory(VqvaeError):  # noqa: N818
-    """The device has too little memory for a micro-batch."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """One report of a run."""
@@ -82,7 +69,8 @@ class Progress:
     """Optimizer steps done."""
     metrics: dict[str, float]
     """train/<term>: means since the last report, at evaluations since the last evaluation; images_per_s: of training
-    alone, since the last evaluation; at evaluations also val/<metric>, see `vqvae.metrics.evaluate`."""
+    alone, since the last evaluation; at evaluations also val/<metric>, see `vqvae.metrics.evaluate`, and what the
+    model costs, see `vqvae.speed.costs`."""
     evaluated: bool = False
     """The held-out images were measured: at every rung and at the last step."""
     stopped: bool = False
@@ -114,8 +102,8 @@ def train(
         Reports with rising steps.
 
     Raises:
-        Diverged: the loss or a metric is no longer finite.
-        OutOfMemory: of the device.
+        Diverged: a term of the loss or a metric is no longer finite.
+        OutOfMemory: of the device, at a micro-batch that can't be made smaller.
         CheckpointError: `resume` is no checkpoint, or one of another run.
         VqvaeError: data, weights of LPIPS or the device are missing.
     """
@@ -140,70 +128,51 @@ def train(
 
 
 class _Run:
-    """A model in training, and what is known of it so far."""
+    """A learner, its data, and what is known of it so far."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.device = _device(config)
-        self.micro_batch = _first_micro_batch(config, self.device)
-        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
+        judged = config.evaluation
+        self.lpips = LPIPS("alex", judged.lpips_trunk).to(self.device) if judged.lpips else None
+        self.rfid = Rfid(judged.rfid_weights).to(self.device) if judged.rfid_weights else None
+        forget_peak_memory(self.device)
+        self.learner = Learner(config, self.device)
         splits = load(config.data)
         self.images, self.skipped = splits.train, splits.skipped
-        self.held_out = splits.validation.spread(config.evaluation.images)
-        self.lpips = LPIPS("alex", config.evaluation.lpips_trunk) if config.evaluation.lpips else None
-        self.loss = Loss(config.loss)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)
-            self.model = build_model(config)
-        with self._memory():
-            self.model.to(self.device).train()
-            self.loss.to(self.device)
-            if self.lpips:
-                self.lpips.to(self.device)
-            self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        if config.compile == "always" or (config.compile == "auto" and self.device.type == "cuda"):
-            for block in self.model.blocks():
-                block.compile(dynamic=False)
-        self.step = 0
+        self.held_out = splits.validation
         self.meter = Meter()
         self.reported_at = -math.inf
         self.evaluated_at = -1  # not yet
         self.metrics: dict[str, float] = {}
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.learner.step
+
     def advance(self) -> None:
         """One optimizer step; nothing in it waits for the device."""
-        config, size = self.config, self.micro_batch
+        config, step, device = self.config, self.step, self.device
         self.meter.start()
-        set_learning_rate(self.optimizer, learning_rate_factor(self.step + 1, config))
-        with self._memory():
-            parts = []
-            for start in range(0, config.batch_size, size):
-                images = batch(self.images, config, self.step, slice(start, start + size), self.device)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                    loss, terms = self.loss(images, self.model(images))
-                (loss * (size / config.batch_size)).backward()
-                parts.append(terms)
-            if config.optimizer.clip_norm:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        self.step += 1
-        update_average(self.average, self.model, self.step, config.ema_decay)
-        self.meter.add({name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]})
+        self.meter.add(self.learner.advance(lambda part: batch(self.images, config, step, part, device)))
 
     def evaluate(self) -> None:
         """Measures the averaged weights on the held-out images."""
         self._read()
         training = self._training(self.meter.means())
-        with self._memory():
-            measured = evaluate(self.average, self.held_out, self.config.evaluation, self.micro_batch, self.lpips)
+        learner = self.learner
+
+        def measure() -> tuple[dict[str, float], dict[str, float]]:
+            size, judged = learner.micro_batch, self.config.evaluation
+            found = evaluate(learner.average, self.held_out, judged, size, self.lpips, self.rfid)
+            return found, costs(learner.average, size)
+
+        measured, cost = learner.in_memory(measure)
         held_out = {f"val/{name}": value for name, value in measured.items()}
         for name, value in held_out.items():
             self._require_finite(name, value, self.step)
-        self.metrics, self.evaluated_at = {**training, **held_out}, self.step
+        self.metrics, self.evaluated_at = {**training, **cost, **held_out}, self.step
         self.meter.reset()
 
     def evaluation(self) -> Progress:
@@ -230,15 +199,13 @@ class _Run:
         state = checkpoint.read(folder)
         _require_same_run(state, self.config, folder)
         try:
-            with self._memory():  # inside, since memory that ends is a RuntimeError too
-                self.model.load_state_dict(state.model)
-                self.average.load_state_dict(state.ema)
-                restore_optimizer(self.optimizer, self.model, state.optimizer)
             self.evaluated_at, self.metrics = state.progress["evaluated_at"], state.progress["metrics"]
-            self.meter.sums, self.meter.steps = state.progress["sums"], state.progress["summed_steps"]
-        except (RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{folder}: does not fit the model that its config builds: {error}") from error
-        self.step = state.step
+            self.meter.sums = {name: (total, count) for name, (total, count) in state.progress["sums"].items()}
+            self.learner.restore(state.step, state.progress["micro_batch"], state.tensors)
+        except KeyError as error:
+            raise CheckpointError(f"{folder}: damaged: no {error} in its progress") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
 
     def _progress(
         self,
@@ -269,16 +236,9 @@ class _Run:
                 "evaluated_at": self.evaluated_at,
                 "metrics": self.metrics,
                 "sums": self.meter.sums,
-                "summed_steps": self.meter.steps,
+                "micro_batch": self.learner.micro_batch,
             }
-            state = TrainingState(
-                step=step,
-                config=self.config,
-                model=self.model.state_dict(),
-                ema=self.average.state_dict(),
-                optimizer=optimizer_tensors(self.optimizer, self.model),
-                progress=progress,
-            )
+            state = TrainingState(step=step, config=self.config, tensors=self.learner.tensors(), progress=progress)
             checkpoint.save(state, folder)
 
         return save
@@ -299,25 +259,15 @@ class _Run:
         rate = self.meter.steps_per_s() * self.config.batch_size
         return {f"train/{name}": value for name, value in means.items()} | ({"images_per_s": rate} if rate else {})
 
-    @torch.no_grad()
     def _sheet(self) -> NDArray[np.uint8]:
-        rows = np.unique(np.linspace(0, len(self.held_out) - 1, SHEET_IMAGES).round().astype(int))
-        originals = to_images(self.held_out[rows])
-        with self._memory():
-            made = [
-                self.average(part.to(self.device)).images.cpu() for part in torch.split(originals, self.micro_batch)
-            ]
-        return sheet(originals, torch.cat(made))
+        measured = spread(len(self.held_out), self.config.evaluation.images)
+        originals = to_images(self.held_out[measured[spread(len(measured), SHEET_IMAGES)]])
+        return sheet(originals, self.learner.in_memory(lambda: self._made(originals)))
 
-    @contextmanager
-    def _memory(self) -> Iterator[None]:
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"out of memory on {self.device} at a micro-batch of {self.micro_batch} images of "
-                f"{self.config.data.resolution} pixels; expected a smaller micro_batch or model"
-            ) from error
+    @torch.no_grad()
+    def _made(self, originals: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(originals, self.learner.micro_batch)
+        return torch.cat([self.learner.average(part.to(self.device)).images.cpu() for part in parts])
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -325,17 +275,6 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not there:
         raise ConfigError("device", "must be cpu or auto, since torch finds no CUDA device, but got 'cuda'")
     return torch.device("cuda" if there and config.device != "cpu" else "cpu")
-
-
-def _first_micro_batch(config: TrainConfig, device: torch.device) -> int:
-    if config.micro_batch != "auto":
-        return config.micro_batch
-    return config.batch_size if device.type == "cuda" else _divisor(config.batch_size, 16)
-
-
-def _divisor(number: int, most: int) -> int:
-    """The greatest divisor of `number` that is at most `most`."""
-    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
 
 
 def _require_same_run(state: TrainingState, config: TrainConfig, folder: Path) -> None:

@@ -30,9 +30,15 @@ def state(config, models):
     return TrainingState(
         step=7,
         config=config,
-        model=model.state_dict(),
-        ema=average.state_dict(),
-        optimizer={"quantizer.codebook/exp_avg": torch.randn(16, 4), "quantizer.codebook/step": torch.tensor(7.0)},
+        tensors={
+            "model": model.state_dict(),
+            "ema": average.state_dict(),
+            "optimizer": {
+                "quantizer.codebook/exp_avg": torch.randn(16, 4),
+                "quantizer.codebook/step": torch.tensor(7.0),
+            },
+            "discriminator": {},
+        },
         progress={"metrics": {"val/psnr": 1 / 3}},
     )
 
@@ -46,15 +52,16 @@ def test_a_checkpoint_comes_back_whole(state, tmp_path):
     checkpoint.save(state, tmp_path / "a")
     found = checkpoint.read(tmp_path / "a")
     assert (found.step, found.config, found.progress) == (7, state.config, state.progress)
-    assert equal(found.model, state.model)
-    assert equal(found.ema, state.ema)
-    assert equal(found.optimizer, state.optimizer)
+    assert list(found.tensors) == list(state.tensors)
+    for part, tensors in state.tensors.items():
+        assert equal(found.tensors[part], tensors)
 
 
 def test_a_folder_holds_safetensors_and_json_only_and_nothing_is_left_beside_it(state, tmp_path):
     checkpoint.save(state, tmp_path / "new" / "a")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
     assert sorted(path.name for path in (tmp_path / "new" / "a").iterdir()) == [
+        "discriminator.safetensors",
         "ema.safetensors",
         "model.safetensors",
         "optimizer.safetensors",
@@ -76,7 +83,7 @@ def test_an_export_loads_and_encodes_as_the_model_did(config, models, tmp_path):
 
 def test_of_a_checkpoint_the_average_is_loaded(state, tmp_path):
     checkpoint.save(state, tmp_path / "a")
-    assert equal(vqvae.load(tmp_path / "a").state_dict(), dict(state.ema))
+    assert equal(vqvae.load(tmp_path / "a").state_dict(), state.tensors["ema"])
 
 
 def test_loading_leaves_the_global_generator_alone(config, models, tmp_path):
@@ -155,8 +162,8 @@ def test_weights_of_another_shape_are_refused(config, models, tmp_path):
 
 
 def test_weights_that_lack_a_tensor_are_refused(state, tmp_path):
-    lacking = {name: value for name, value in state.ema.items() if name != "quantizer.codebook"}
-    checkpoint.save(TrainingState(**{**vars(state), "ema": lacking}), tmp_path / "a")
+    lacking = {name: value for name, value in state.tensors["ema"].items() if name != "quantizer.codebook"}
+    checkpoint.save(TrainingState(**{**vars(state), "tensors": {**state.tensors, "ema": lacking}}), tmp_path / "a")
     with pytest.raises(CheckpointError, match=r"/a/ema.safetensors: does not fit the model of state.json: "):
         vqvae.load(tmp_path / "a")
 

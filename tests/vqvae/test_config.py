@@ -104,6 +104,25 @@ def test_whole_numbers_pass_as_floats_and_whole_floats_as_integers() -> None:
         ("quantizer.codebook_size", 1, "must be at least 2, but got 1"),
         ("quantizer.beta", -0.1, "must be at least 0 and finite, but got -0.1"),
         ("quantizer.beta", math.inf, "must be at least 0 and finite, but got inf"),
+        ("model.decoder_depth", -1, "must be from 0 to 1000, but got -1"),
+        ("quantizer.update", "sgd", "must be one of gradient, ema, but got 'sgd'"),
+        ("quantizer.estimator", "reinforce", "must be one of straight-through, rotation, but got 'reinforce'"),
+        ("quantizer.ema_decay", 1.0, "must be from 0 to below 1, but got 1.0"),
+        ("quantizer.revive_below", 1.0, "must be from 0 to below 1, but got 1.0"),
+        ("quantizer.temperature", 0.0, "must be above 0 and finite, but got 0.0"),
+        ("quantizer.levels", [8, 1], "must be at least 2 each, but got (8, 1)"),
+        (
+            "quantizer.levels",
+            [4096, 8192],
+            "must be at most 16777216 codes, their product, together, but got (4096, 8192)",
+        ),
+        ("gan.weight", -0.5, "must be at least 0 and finite, but got -0.5"),
+        ("gan.start", 1.0, "must be from 0 to below 1, but got 1.0"),
+        ("gan.depth", 9, "must be from 1 to 8, but got 9"),
+        ("data.fit", "long-side", "must be one of short-side, crop, stretch, but got 'long-side'"),
+        ("evaluation.perturbed", 1.5, "must be from 0 to 1, but got 1.5"),
+        ("micro_batch", "all", "must be a whole number or auto, but got 'all'"),
+        ("micro_batch", 0, "must be at least 1, but got 0"),
         ("loss.perceptual", -1.0, "must be at least 0 and finite, but got -1.0"),
         ("optimizer.lr", 0, "must be above 0 and finite, but got 0.0"),
         ("optimizer.beta2", 1.0, "must be from 0 to below 1, but got 1.0"),
@@ -142,12 +161,41 @@ def test_an_unknown_part_is_refused() -> None:
     assert str(error.value) == "modle: unknown field; did you mean model?"
 
 
-def test_the_source_folder_needs_a_path() -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "fsq"}, "quantizer.levels: must be the values of each dimension, since kind is fsq, but got ()"),
+        (
+            {"kind": "lfq", "codebook_size": 1000},
+            "quantizer.codebook_size: must be a power of two, since kind is lfq, but got 1000",
+        ),
+    ],
+)
+def test_a_quantizer_needs_the_settings_of_its_kind(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        replace(TrainConfig(), {"data.source": "folder"})
-    assert str(error.value) == "data.path: must be the folder of images, since source is folder, but got ''"
-    assert replace(TrainConfig(), {"data.source": "folder", "data.path": "faces"}).data == DataConfig(
-        source="folder", path="faces"
+        replace(TrainConfig(), {"quantizer": values})
+    assert str(error.value) == message
+
+
+def test_images_must_be_large_enough_for_the_discriminator_if_there_is_one() -> None:
+    small = {"data.resolution": 16, "gan.depth": 3}
+    assert replace(TrainConfig(), small).gan.weight == 0
+    with pytest.raises(ConfigError) as error:
+        replace(TrainConfig(), small | {"gan.weight": 0.1})
+    expected = "must be such that data.resolution (16) is at least 3 x 2^depth = 24, but got 3"
+    assert str(error.value) == f"gan.depth: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [("folder", "the folder of images"), ("huggingface", "the data set"), ("webdataset", "the tars")],
+)
+def test_a_source_needs_a_path(source: str, what: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(TrainConfig(), {"data.source": source})
+    assert str(error.value) == f"data.path: must be {what}, since source is {source}, but got ''"
+    assert replace(TrainConfig(), {"data.source": source, "data.path": "faces"}).data == DataConfig(
+        source=source, path="faces"
     )
 
 

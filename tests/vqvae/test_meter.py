@@ -47,3 +47,12 @@ def test_the_rate_leaves_out_the_first_stretch_and_the_time_between_stretches():
         step(meter, 1.0, seconds=0.02)
     meter.read()
     assert meter.steps_per_s() == pytest.approx(50, rel=0.3)
+
+
+def test_a_term_that_begins_later_has_the_mean_of_its_own_steps():
+    meter = Meter()
+    step(meter, 1.0)
+    meter.start()
+    meter.add({"l1": torch.tensor(3.0), "gan": torch.tensor(5.0)})
+    assert meter.read() == [{"l1": 1, "loss": 2}, {"l1": 3, "gan": 5}]
+    assert meter.means() == {"l1": 2, "loss": 2, "gan": 5}

@@ -75,12 +75,24 @@ def test_decay_shrinks_a_matrix_and_leaves_its_bias():
     assert torch.equal(model[0].bias, before[0].bias)
 
 
+def test_a_codebook_has_its_own_rate_and_no_decay():
+    model = build_model(replace(TrainConfig(), {"model": {"width": 16, "depth": 1, "head_size": 8, "state_size": 8}}))
+    fast = [model.quantizer.codebook, model.to_code.weight]  # the second would decay if it were not apart
+    adam = optimizer.build_optimizer(model, OptimizerConfig(lr=0.5, weight_decay=0.1), fast, multiplier=0.1)
+    optimizer.set_learning_rate(adam, 0.5)
+    (own,) = [group for group in adam.param_groups if group["lr"] == pytest.approx(0.025)]
+    assert [id(parameter) for parameter in own["params"]] == [id(parameter) for parameter in fast]
+    assert own["weight_decay"] == 0
+    assert {round(group["lr"].item(), 6) for group in adam.param_groups} == {0.025, 0.25}
+    assert sum(len(group["params"]) for group in adam.param_groups) == len(list(model.parameters()))
+
+
 def test_the_learning_rate_is_set_in_place():
     adam = optimizer.build_optimizer(nn.Linear(2, 2), OptimizerConfig(lr=0.5))
     tensors = [group["lr"] for group in adam.param_groups]
     optimizer.set_learning_rate(adam, 0.5)
     optimizer.set_learning_rate(adam, 0.25)
-    assert [tensor.item() for tensor in tensors] == [0.125, 0.125]
+    assert [tensor.item() for tensor in tensors] == [0.125]
     assert all(group["lr"] is tensor for group, tensor in zip(adam.param_groups, tensors, strict=True))
 
 

@@ -6,16 +6,19 @@ The golden losses are written anew, after a change that is meant to move them, b
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from vqvae import train as trainer
 from vqvae.checkpoint import CheckpointError
 from vqvae.config import ConfigError, TrainConfig
-from vqvae.conversion import replace
+from vqvae.conversion import replace, to_dict
+from vqvae.learner import OutOfMemory
+from vqvae.model import BACKBONES as BACKBONES_BY_NAME
 from vqvae.model import VQVAE
 from vqvae.train import Diverged, train
 
@@ -29,6 +32,7 @@ VALIDATION = {
     "perplexity",
     "entropy_bits_per_image",
     "codebook_tokens",
+    "codebook_undersampled",
     "codebook_undersampled",
 }
 
@@ -68,8 +72,13 @@ def saved(config, at, folder, **arguments):
     raise AssertionError(f"no checkpoint at step {at}")
 
 
+def as_settings(part, values):
+    """The fields of a part of the config, as arguments of `tiny`."""
+    return {f"{part}__{name}": value for name, value in values.items()}
+
+
 def without_rate(metrics):
-    return {name: value for name, value in metrics.items() if name != "images_per_s"}
+    return {name: value for name, value in metrics.items() if not name.endswith("_per_s")}
 
 
 def files(folder):
@@ -107,6 +116,69 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(tmp_path, backb
     resumed = saved(config, 6, tmp_path / "resumed", resume=tmp_path / "half")
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     assert without_rate(resumed.metrics) == without_rate(whole.metrics)
+
+
+QUANTIZERS = {
+    "ema": {"update": "ema", "ema_decay": 0.9, "revive_below": 0.5},
+    "euclidean, revived": {"l2_normalize": False, "revive_below": 0.5, "lr_multiplier": 3.0},
+    "rotation": {"estimator": "rotation"},
+    "simvq": {"kind": "simvq"},
+    "fsq": {"kind": "fsq", "levels": [4, 4, 3]},
+    "lfq": {"kind": "lfq"},
+    "bsq": {"kind": "bsq"},
+    "gumbel": {"kind": "gumbel"},
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_resumed_run_of_every_quantizer_equals_one_that_never_stopped(tmp_path, name):
+    config = tiny(rungs=[1], checkpoint_every=3, micro_batch=4, **as_settings("quantizer", QUANTIZERS[name]))
+    saved(config, 3, tmp_path / "half")
+    whole = saved(config, 6, tmp_path / "whole")
+    resumed = saved(config, 6, tmp_path / "resumed", resume=tmp_path / "half")
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    assert without_rate(resumed.metrics) == without_rate(whole.metrics)
+
+
+GAN = {"weight": 0.5, "start": 0.34, "width": 8, "depth": 2}
+
+
+@pytest.mark.parametrize("at", [1, 3])  # before and after the discriminator's start
+def test_a_run_with_a_discriminator_goes_on_in_a_new_process_bit_for_bit(tmp_path, at):
+    config = tiny(rungs=[1, 3], optimizer__schedule="wsd", data__sharpness=0.3, **as_settings("gan", GAN))
+    saved(config, at, tmp_path / "half")
+    saved(config, 6, tmp_path / "whole")
+    script = (
+        "import json, sys, torch\n"
+        "from pathlib import Path\n"
+        "from vqvae.conversion import from_dict\n"
+        "from vqvae.train import train\n"
+        "torch.set_num_threads(1)\n"
+        "config, half, target = from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3])\n"
+        "for progress in train(config, half):\n"
+        "    if progress.step == config.steps:\n"
+        "        progress.checkpoint(target)\n"
+    )
+    arguments = [json.dumps(to_dict(config)), str(tmp_path / "half"), str(tmp_path / "resumed")]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    assert {"discriminator.safetensors", "discriminator_optimizer.safetensors"} <= set(files(tmp_path / "whole"))
+
+
+def test_the_discriminator_starts_after_its_part_of_the_steps_and_changes_nothing_before(tmp_path):
+    rungs = [2, 3, 4]
+    plain = {each.step: each for each in train(tiny(rungs=rungs)) if each.evaluated}
+    played = {each.step: each for each in train(tiny(rungs=rungs, **as_settings("gan", GAN))) if each.evaluated}
+    terms = {"train/gan_generator", "train/gan_weight", "train/gan_discriminator", "train/gan_real", "train/gan_fake"}
+    assert without_rate(played[2].metrics) == without_rate(plain[2].metrics)
+    assert terms <= set(played[3].metrics)
+    assert played[4].metrics["val/psnr"] != plain[4].metrics["val/psnr"]
+
+
+def test_a_discriminator_that_diverges_ends_the_run_by_the_name_of_its_term():
+    with pytest.raises(Diverged) as caught:
+        list(train(tiny(**as_settings("gan", {**GAN, "start": 0.0, "lr": 1e30}))))
+    assert caught.value.term.startswith("train/gan_")
 
 
 def test_an_evaluation_comes_again_after_a_resume(tmp_path):
@@ -275,9 +347,9 @@ def test_the_device_running_out_of_memory_is_told_with_the_micro_batch(monkeypat
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", exhausted)
-    with pytest.raises(trainer.OutOfMemory) as caught:
+    with pytest.raises(OutOfMemory) as caught:
         next(train(tiny()))
-    expected = "out of memory on cpu at a micro-batch of 8 images of 32 pixels; expected a smaller micro_batch or model"
+    expected = "out of memory on cpu at a micro-batch of 8 images of 32 pixels; expected a smaller model"
     assert str(caught.value) == expected
 
 
@@ -307,6 +379,83 @@ def test_the_sheet_shows_the_same_whatever_the_micro_batch():
     assert abs(difference).max() <= 1
 
 
+@pytest.fixture
+def cramped(monkeypatch):
+    """A backbone whose device holds at most so many images: a function to set it, and the sizes that were tried."""
+    room, tried = [8], []
+
+    class Cramped(torch.nn.Module):
+        def __init__(self, encoder):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, images):
+            tried.append(len(images))
+            if len(images) > room[0]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.encoder(images)
+
+    backbone = BACKBONES_BY_NAME["attention"]
+    small = backbone._replace(encoder=lambda config, resolution: Cramped(backbone.encoder(config, resolution)))
+    monkeypatch.setitem(BACKBONES_BY_NAME, "cramped", small)
+
+    def hold(images):
+        room[0] = images
+        tried.clear()
+        return tried
+
+    return hold
+
+
+def cramped_run(tmp_path, name, **settings):
+    return saved(tiny(model__backbone="cramped", **settings), 6, tmp_path / name)
+
+
+@pytest.mark.parametrize("quantizer", [{}, {"update": "ema", "revive_below": 0.5}])
+def test_a_micro_batch_of_auto_is_halved_until_it_fits_and_no_step_is_lost(tmp_path, cramped, quantizer):
+    settings = as_settings("quantizer", quantizer)
+    tried = cramped(2)
+    cramped_run(tmp_path, "auto", micro_batch="auto", **settings)
+    assert tried[:7] == [8, 4, 2, 2, 2, 2, 2]  # two attempts, then the four quarters of the first step
+    assert max(tried[3:]) == 2
+    cramped_run(tmp_path, "two", micro_batch=2, **settings)
+    assert files(tmp_path / "auto") == files(tmp_path / "two")
+
+
+def test_a_resumed_run_begins_with_the_micro_batch_that_fitted(tmp_path, cramped):
+    cramped(2)
+    config = tiny(model__backbone="cramped", micro_batch="auto", rungs=[2])
+    saved(config, 2, tmp_path / "a")
+    tried = cramped(2)
+    list(train(config, resume=tmp_path / "a"))
+    assert max(tried) == 2
+
+
+def test_memory_that_ends_in_an_evaluation_halves_the_micro_batch_too(cramped):
+    tried = cramped(8)
+    reports = train(tiny(model__backbone="cramped", micro_batch="auto", rungs=[1], steps=2))
+    first = next(reports)
+    tried = cramped(4)
+    last = next(reports)
+    assert (first.step, last.step) == (1, 2)
+    assert tried[:3] == [8, 4, 4]
+    assert math.isfinite(last.metrics["val/psnr"])
+
+
+@pytest.mark.parametrize(
+    ("room", "micro_batch", "expected"),
+    [
+        (2, 4, "a micro-batch of 4 images of 32 pixels; expected a smaller micro_batch (or auto) or model"),
+        (0, "auto", "a micro-batch of 1 images of 32 pixels; expected a smaller model"),
+    ],
+)
+def test_only_a_fixed_micro_batch_or_one_image_ends_with_out_of_memory(cramped, room, micro_batch, expected):
+    cramped(room)
+    with pytest.raises(OutOfMemory) as caught:
+        next(train(tiny(model__backbone="cramped", micro_batch=micro_batch)))
+    assert str(caught.value) == f"out of memory on cpu at {expected}"
+
+
 def test_memory_that_ends_while_the_sheet_is_made_is_told(monkeypatch):
     forward = VQVAE.forward
     calls = []
@@ -318,7 +467,7 @@ def test_memory_that_ends_while_the_sheet_is_made_is_told(monkeypatch):
         return forward(self, images)
 
     monkeypatch.setattr(VQVAE, "forward", exhausted)
-    with pytest.raises(trainer.OutOfMemory):
+    with pytest.raises(OutOfMemory):
         next(train(tiny(steps=1)))
 
 
@@ -329,7 +478,7 @@ def test_memory_that_ends_while_a_checkpoint_is_restored_is_told(tmp_path, monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", exhausted)
-    with pytest.raises(trainer.OutOfMemory):
+    with pytest.raises(OutOfMemory):
         next(train(tiny(rungs=[2]), resume=tmp_path / "a"))
 
 

@@ -1,0 +1,248 @@
+"""A model in training: its weights, what optimizes them, and one step after the other.
+
+An optimizer step is a transaction: gradients are gathered micro-batch by micro-batch, and nothing else changes until
+all of them are there. So a step that runs out of memory is taken again with smaller micro-batches, and training goes
+on where it was, at the same batch.
+
+b images of a micro-batch, h height, w width
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from vqvae.checkpoint import CheckpointError
+from vqvae.config import TrainConfig, VqvaeError
+from vqvae.discriminator import Gan
+from vqvae.losses import Loss
+from vqvae.model import build_model
+from vqvae.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+    update_average,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+_Result = TypeVar("_Result")
+
+CPU_MICRO_BATCH = 16
+"""Images at once where micro_batch is auto and the device is the CPU, which has nothing to gain from more."""
+
+
+class OutOfMemory(VqvaeError):  # noqa: N818
+    """The device has too little memory for a micro-batch."""
+
+
+class Learner:
+    """Model, discriminator, optimizers and the moving average of the weights.
+
+    Args:
+        config: of the run.
+        device: where all of it lives.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+        WeightsError: the perceptual term is on and its trunk has no weights.
+        OutOfMemory: of the device.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.step = 0
+        """Optimizer steps done."""
+        self.micro_batch = _first_micro_batch(config, device)
+        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+        self.loss = Loss(config.loss)
+        self.gan: Gan | None = None
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
+            self.model = build_model(config)
+            if config.gan.weight:
+                self.gan = Gan(config.gan, config.data.resolution)
+        with self._memory():
+            self.model.to(device).train()
+            self.loss.to(device)
+            if self.gan:
+                self.gan.to(device)
+            self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        quantizer = self.model.quantizer
+        self.optimizer = build_optimizer(
+            self.model, config.optimizer, quantizer.fast_parameters(), config.quantizer.lr_multiplier
+        )
+        self.gan_optimizer: torch.optim.AdamW | None = None
+        if self.gan:
+            own = {name: getattr(config.gan, name) for name in ("lr", "beta1", "beta2")}
+            settings = dataclasses.replace(config.optimizer, weight_decay=0.0, **own)
+            self.gan_optimizer = build_optimizer(self.gan.discriminator, settings)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        if config.compile == "always" or (config.compile == "auto" and device.type == "cuda"):
+            self.model.compile_blocks()
+
+    def advance(self, batch: Callable[[slice], Tensor]) -> dict[str, Tensor]:
+        """Takes one optimizer step; nothing in it waits for the device.
+
+        Args:
+            batch: gives some of the step's images, (b, 3, h, w) in [-1, 1]; it is asked for slices of
+                `config.batch_size`, again if memory runs out.
+
+        Returns:
+            The means of the terms over the batch, detached scalars.
+
+        Raises:
+            OutOfMemory: at a micro-batch that can't be made smaller.
+        """
+        terms = self.in_memory(lambda: self._gradients(batch))
+        with self._memory():
+            self._update()
+        return terms
+
+    def in_memory(self, work: Callable[[], _Result]) -> _Result:
+        """Does `work`, and does it again with half the micro-batch whenever the device runs out of memory.
+
+        Args:
+            work: anything that can be repeated, and reads `micro_batch` anew.
+
+        Raises:
+            OutOfMemory: the micro-batch is fixed, or one image.
+        """
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.config.micro_batch != "auto" or self.micro_batch == 1:
+                    smaller = "model" if self.micro_batch == 1 else "micro_batch (or auto) or model"
+                    raise self._exhausted(smaller) from error
+            # Here the error is gone, and with it the frames that held on to the memory.
+            self.micro_batch = _divisor(self.config.batch_size, self.micro_batch // 2)
+            self._clear_gradients()
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """All that a checkpoint has to carry, by part."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "ema": self.average.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.model),
+        }
+        if self.gan and self.gan_optimizer:
+            discriminator = self.gan.discriminator
+            parts["discriminator"] = discriminator.state_dict()
+            parts["discriminator_optimizer"] = optimizer_tensors(self.gan_optimizer, discriminator)
+        return parts
+
+    def restore(self, step: int, micro_batch: int, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of `tensors`.
+
+        Args:
+            step: optimizer steps done.
+            micro_batch: what the run had come down to; taken over where it is auto.
+            parts: of a learner of the same config.
+
+        Raises:
+            CheckpointError: parts or tensors of another model.
+            OutOfMemory: of the device.
+        """
+        try:
+            with self._memory():  # inside, since memory that ends is a RuntimeError too
+                self.model.load_state_dict(parts["model"])
+                self.average.load_state_dict(parts["ema"])
+                restore_optimizer(self.optimizer, self.model, parts["optimizer"])
+                if self.gan and self.gan_optimizer:
+                    discriminator = self.gan.discriminator
+                    discriminator.load_state_dict(parts["discriminator"])
+                    restore_optimizer(self.gan_optimizer, discriminator, parts["discriminator_optimizer"])
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(f"does not fit the model that its config builds: {error}") from error
+        self.step = step
+        if self.config.micro_batch == "auto":
+            self.micro_batch = _divisor(self.config.batch_size, min(self.micro_batch, micro_batch))
+
+    def _gradients(self, batch: Callable[[slice], Tensor]) -> dict[str, Tensor]:
+        config, size = self.config, self.micro_batch
+        share = size / config.batch_size
+        gan = self.gan if self.step >= round(config.gan.start * config.steps) else None
+        self.model.quantizer.begin_step(self.step + 1, config.steps, config.seed)
+        parts = []
+        for start in range(0, config.batch_size, size):
+            images = batch(slice(start, start + size))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                reconstruction = self.model(images)
+                loss, terms = self.loss(images, reconstruction, gan, self.model.last_weight())
+            (loss * share).backward()
+            if gan:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                    loss, judged = gan.discriminator_loss(images, reconstruction.images)
+                (loss * share).backward()
+                terms |= judged
+            parts.append(terms)
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _update(self) -> None:
+        config, step = self.config, self.step + 1
+        factor = learning_rate_factor(step, config)
+        if config.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
+        for optimizer in (self.optimizer, self.gan_optimizer):
+            if optimizer:
+                set_learning_rate(optimizer, factor)
+                optimizer.step()
+        self._clear_gradients()
+        self.model.quantizer.end_step()
+        self.step = step
+        update_average(self.average, self.model, step, config.ema_decay)
+
+    def _clear_gradients(self) -> None:
+        self.model.zero_grad()
+        if self.gan:
+            self.gan.zero_grad()
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Where smaller micro-batches would not help: weights, gradients and moments."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise self._exhausted("model") from error
+
+    def _exhausted(self, smaller: str) -> OutOfMemory:
+        return OutOfMemory(
+            f"out of memory on {self.device} at a micro-batch of {self.micro_batch} images of "
+            f"{self.config.data.resolution} pixels; expected a smaller {smaller}"
+        )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device ran out of memory: also where a library of CUDA says so in its own words."""
+    words = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _first_micro_batch(config: TrainConfig, device: torch.device) -> int:
+    if config.micro_batch != "auto":
+        return config.micro_batch
+    return config.batch_size if device.type == "cuda" else _divisor(config.batch_size, CPU_MICRO_BATCH)
+
+
+def _divisor(number: int, most: int) -> int:
+    """The greatest divisor of `number` that is at most `most`."""
+    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
