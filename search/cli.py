@@ -213,8 +213,14 @@ def reconstruct(model: str, images: tuple[str, ...], target: str) -> None:
         click.echo(line)
 
 
-@cli.command(epilog="vqsearch train config.json --to runs/mine\nvqsearch train --study demo --trial 7 --to runs/again")
+@cli.command(
+    epilog="vqsearch train preset:mamba --data ~/faces --to runs/mamba\n"
+    "vqsearch train config.yaml --set optimizer.lr=1e-3 --to runs/mine\n"
+    "vqsearch train --study demo --trial 7 --to runs/again"
+)
 @click.argument("config", required=False, type=click.Path())
+@click.option("--data", metavar="FOLDER", help="A folder of pictures. Default: what the config says.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps. Default: what the config says.")
 @storage_option
 @study_option
 @click.option("--trial", "number", type=int, metavar="N", help="Train this trial's setting from scratch.")
@@ -222,25 +228,41 @@ def reconstruct(model: str, images: tuple[str, ...], target: str) -> None:
     "--to", "target", required=True, metavar="DIR", help="Folder of checkpoints; a second call goes on there."
 )
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any field of the config.")
+@quiet_option
 def train(
     config: str | None,
+    data: str | None,
+    steps: int | None,
     storage: str | None,
     study: str | None,
     number: int | None,
     target: str,
     overrides: tuple[str, ...],
+    quiet: bool,
 ) -> None:
     """Train one model: of a config file (YAML or JSON), of preset:NAME, or of a study's trial."""
     from search import models
+    from search.run_view import RunView
+    from search.space import assignment
+    from vqvae import conversion
 
     if (config is None) == (number is None):
         raise click.UsageError("give either a CONFIG or --trial N")
+    changes = dict(map(assignment, overrides))
+    if data is not None:
+        changes |= {"data.source": "folder", "data.path": str(Path(data).expanduser().absolute())}
+    if steps is not None:
+        changes["steps"] = steps
     if number is not None:
         loaded, space = _load(storage, study)
-        settings = models.override(models.config_of(loaded, space, number), overrides)
+        settings = conversion.replace(models.config_of(loaded, space, number), changes)
     else:
-        settings = models.read_config(config or "", overrides)
-    stopped = models.train(settings, Path(target), click.echo)
+        settings = models.read_config(config or "", changes)
+    view = RunView(_console(), settings, quiet)
+    with view.watching():
+        stopped = models.train(settings, Path(target), view.say, view.show)
+    for line in models.outcome(Path(target), stopped):
+        click.echo(line)
     if stopped:
         sys.exit(128 + stopped)
 

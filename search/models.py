@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from optuna.trial import TrialState
 
 from search import output, progress, records, yaml12
 from search.errors import OutputError, StudyError, UserError
-from search.space import Space, assignment
+from search.space import Space
 from search.study import trial_of
 from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae.model import VQVAE
+    from vqvae.train import Progress
+
+NAMED = 10
+"""Pictures left out that are told one by one."""
 
 
 def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
@@ -40,19 +45,19 @@ def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
     return space.config(trial.params)
 
 
-def read_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def read_config(source: str, changes: Mapping[str, Any]) -> TrainConfig:
     """A config from a YAML or JSON file, or one of the article's: ``preset:mamba``.
 
     Args:
         source: the file, or ``preset:NAME``.
-        overrides: ``FIELD=VALUE``, set before anything is checked.
+        changes: values by dotted field, set before anything is checked.
 
     Raises:
         UserError: no such file or preset, or fields that do not hold, with file and line.
     """
     kind, _, name = source.partition(":")
     if kind == "preset":
-        return override(preset(name), overrides)
+        return conversion.replace(preset(name), changes)
     try:
         text = Path(source).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -63,46 +68,38 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> TrainConfig:
     if not isinstance(document.value, dict):
         raise UserError(f"{source}: a config is a mapping of fields")
     try:
-        values = dict(assignment(text) for text in overrides)
-        config: TrainConfig = conversion.from_dict(conversion.merged(document.value, conversion.nest(values)))
+        config: TrainConfig = conversion.from_dict(conversion.merged(document.value, conversion.nest(changes)))
     except ConfigError as error:
         raise document.error(error.key.split("."), error.problem) from None
     return config
 
 
-def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
-    """The config with fields set by ``FIELD=VALUE``.
-
-    Raises:
-        UserError: no such field, or a value that does not hold.
-    """
-    values = dict(assignment(text) for text in overrides)
-    return conversion.replace(config, values)
-
-
-def train(config: TrainConfig, target: Path, say: Callable[[str], None]) -> int:
+def train(
+    config: TrainConfig,
+    target: Path,
+    say: Callable[[str], None] = lambda _: None,
+    show: Callable[[Progress], None] = lambda _: None,
+) -> int:
     """Train one model; its last checkpoint, and at the end the exported model, lie in `target`.
 
     Args:
         config: what to train.
         target: a new folder, or that of the same run, which then goes on.
-        say: takes a line for each report.
+        say: takes lines: where the run goes on from, pictures that were left out.
+        show: takes each report.
 
     Returns:
         0, or the number of the signal that stopped it; a second call goes on.
 
     Raises:
+        UserError: weights that the run reads are missing.
         OutputError: `target` can't be written.
         VqvaeError: what `vqvae.train.train` raises.
     """
     from vqvae import checkpoint
     from vqvae import train as training
 
-    with _writing(target):
-        (target / "checkpoints").mkdir(parents=True, exist_ok=True)
-        last = latest(target)
-    if last is not None:
-        say(f"going on from {last}")
+    _require_weights(config)
     caught: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -110,31 +107,58 @@ def train(config: TrainConfig, target: Path, say: Callable[[str], None]) -> int:
             raise KeyboardInterrupt
         caught.append(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for report in training.train(config, last, lambda: bool(caught)):
-            say(line(report.step, config.steps, report.metrics))
-            folder = target / "checkpoints" / f"step-{report.step:08d}"
-            with _writing(target):
-                if report.checkpoint and folder != last:
-                    report.checkpoint(folder)
-                    if last is not None:
-                        shutil.rmtree(last)
-                    last = folder
-                for name, picture in report.pictures.items():
-                    write_picture(target / f"{name}.png", picture)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with _made(target):
+        last = latest(target)
+        if last is not None:
+            say(f"going on from {last}")
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        told, measured = False, {}
+        try:
+            for report in training.train(config, last, lambda: bool(caught)):
+                if report.skipped and not told:
+                    for each in _left_out(report.skipped):
+                        say(each)
+                    told = True
+                show(report)
+                folder = target / "checkpoints" / f"step-{report.step:08d}"
+                with _writing(target):
+                    if report.checkpoint and folder != last:
+                        report.checkpoint(folder)
+                        if last is not None:
+                            shutil.rmtree(last)
+                        last = folder
+                    for name, picture in report.pictures.items():
+                        write_picture(target / f"{name}.png", picture)
+                if report.evaluated:
+                    measured = {name: value for name, value in report.metrics.items() if progress.is_metric(name)}
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     if caught:
-        say(f"stopped; the same command goes on from {last}")
         return caught[0]
     assert last is not None
     model = target / "model"
     shutil.rmtree(model, ignore_errors=True)
-    checkpoint.save_model(checkpoint.load(last), config, model, {})
-    say(f"the model is in {model}")
+    checkpoint.save_model(checkpoint.load(last), config, model, measured)
     return 0
+
+
+def outcome(target: Path, stopped: int) -> list[str]:
+    """What a run came to, and what to do next, in lines.
+
+    Args:
+        target: its folder.
+        stopped: what `train` returned.
+    """
+    if stopped:
+        return [f"stopped; the same command goes on from {latest(target)}"]
+    model = shlex.quote(str(target / "model"))
+    return [
+        f"the model is in {target / 'model'}",
+        f"look at it:   {target / 'reconstructions.png'}",
+        f"reconstruct:  vqsearch reconstruct {model} PICTURE --to DIR",
+        f"tokenize:     vqsearch tokenize {model} FOLDER --to tokens.npz",
+    ]
 
 
 def latest(target: Path) -> Path | None:
@@ -143,10 +167,37 @@ def latest(target: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def line(step: int, steps: int, metrics: dict[str, float]) -> str:
-    """One report in a line; what is measured on held-out images comes first."""
-    names = sorted(metrics, key=lambda name: (not name.startswith("val/"), name))
-    return f"step {step}/{steps}  " + "  ".join(f"{name} {metrics[name]:.5g}" for name in names)
+def _require_weights(config: TrainConfig) -> None:
+    """Refuses before any picture is decoded what would be refused after it."""
+    from vqvae import weights
+
+    try:
+        weights.require(config)
+    except weights.WeightsError as error:
+        flags = " ".join(f"--set {each}" for each in error.without)
+        raise UserError(f"{error.problem}; or do without: {flags}") from None
+
+
+def _left_out(files: Sequence[str]) -> list[str]:
+    """The pictures that were left out, in a few lines."""
+    lines = [f"{len(files)} {'picture' if len(files) == 1 else 'pictures'} left out:"]
+    lines += [f"  {file}" for file in files[:NAMED]]
+    return lines + ([f"  and {len(files) - NAMED} more"] if len(files) > NAMED else [])
+
+
+@contextmanager
+def _made(target: Path) -> Iterator[None]:
+    """The folder of a run, which is gone again if nothing came to lie in it."""
+    folders = (target / "checkpoints", target, *target.parents)
+    with _writing(target):
+        new = [folder for folder in folders if not folder.exists()]
+        folders[0].mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def export(study: optuna.Study, number: int | None, target: Path) -> str:

@@ -29,11 +29,13 @@ class WeightsError(VqvaeError):
     """Weights of a network that are missing, damaged or of another network.
 
     Attributes:
+        problem: the message but for the ways to do without.
         without: settings that do without them, such as ``loss.perceptual=0``.
     """
 
-    def __init__(self, message: str, without: Sequence[str] = ()) -> None:
-        super().__init__(message + (f"; or do without: {', '.join(without)}" if without else ""))
+    def __init__(self, problem: str, without: Sequence[str] = ()) -> None:
+        super().__init__(problem + (f"; or do without: {', '.join(without)}" if without else ""))
+        self.problem = problem
         self.without = tuple(without)
 
 

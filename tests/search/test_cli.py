@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import optuna
 import pytest
+from PIL import Image
 
 from search.cli import cli
 from search.storage import open_storage
@@ -244,15 +246,59 @@ def test_a_config_is_trained_by_itself_and_a_second_call_goes_on(tmp_path):
         "micro_batch": 4,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    first = run("train", "config.json", "--set", "steps=3", "--to", "mine", cwd=tmp_path)
+    first = run("train", "config.json", "--steps", "3", "--to", "mine", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "step 3/3  val/" in first.stdout
-    assert "the model is in mine/model" in first.stdout
+    assert first.stdout.splitlines()[-4:] == [
+        "the model is in mine/model",
+        "look at it:   mine/reconstructions.png",
+        "reconstruct:  vqsearch reconstruct mine/model PICTURE --to DIR",
+        "tokenize:     vqsearch tokenize mine/model FOLDER --to tokens.npz",
+    ]
     second = run("train", "config.json", "--set", "steps=5", "--to", "mine", cwd=tmp_path)
     assert second.stdout.startswith("going on from mine/checkpoints/step-00000003\n")
     assert "step 5/5  val/" in second.stdout
     assert (tmp_path / "mine" / "model" / "weights.safetensors").exists()
     assert (tmp_path / "mine" / "reconstructions.png").exists()
+
+
+def test_a_run_without_files_of_weights_is_refused_at_once_with_the_ways_on(tmp_path):
+    line = refused(
+        "train",
+        "preset:mamba",
+        "--data",
+        "/no/such/folder",
+        "--to",
+        "runs/mine",
+        cwd=tmp_path,
+        env={**os.environ, "TORCH_HOME": str(tmp_path / "home")},
+    )
+    assert line.startswith(f"vqsearch: {tmp_path}/home/hub/checkpoints/vgg16-397923af.pth and ")
+    assert line.endswith("; or do without: --set loss.perceptual=0 --set evaluation.lpips=false")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_pictures_is_trained_on_quietly(tmp_path):
+    (tmp_path / "faces").mkdir()
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "faces" / f"{number}.png")
+    settings = [
+        "model={backbone: attention, width: 16, depth: 1, head_size: 16, patch: 16}",
+        "quantizer={codebook_size: 16, code_dim: 4}",
+        "loss.perceptual=0",
+        "evaluation.lpips=false",
+        f"data={{resolution: 64, cache: {tmp_path}/cache}}",
+        "batch_size=4",
+    ]
+    flags = [word for each in settings for word in ("--set", each)]
+    ran = run(
+        "train", "preset:attention", "--data", "faces", "--steps", "2", *flags, "--to", "mine", "-q", cwd=tmp_path
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[0] == "the model is in mine/model"
+    config = json.loads((tmp_path / "mine" / "model" / "config.json").read_text())["config"]
+    assert (config["steps"], config["data"]["source"], config["data"]["path"]) == (2, "folder", f"{tmp_path}/faces")
 
 
 def test_a_flag_mends_a_config_before_it_is_checked(tmp_path):

@@ -1,5 +1,6 @@
 """Training, exporting and reconstructing one model, on a model that trains in a second."""
 
+import json
 import re
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from search import models, records
-from search.errors import OutputError, SpaceError, UserError
+from search.errors import OutputError, UserError
 from vqvae.config import TrainConfig, VqvaeError
 from vqvae.conversion import replace
 
@@ -38,7 +39,7 @@ def tiny(**settings):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    assert models.train(tiny(), folder, lambda _: None) == 0
+    assert models.train(tiny(), folder) == 0
     return folder
 
 
@@ -64,31 +65,73 @@ def test_a_signal_stops_a_run_and_a_second_call_goes_on_as_if_nothing_had_been(t
     said = []
     step = 2 if settings else 1
 
-    def say(line):
-        said.append(line)
-        if len(said) == step:  # one line a step so far
+    def show(report):
+        if report.step == step and not report.stopped:
             signal.raise_signal(number)
 
     before = signal.getsignal(number)
-    assert models.train(tiny(**settings), tmp_path, say) == number
+    assert models.train(tiny(**settings), tmp_path, said.append, show) == number
     assert signal.getsignal(number) is before
     kept = f"{tmp_path}/checkpoints/step-{step:08d}"
-    assert said[-1] == f"stopped; the same command goes on from {kept}"
+    assert models.outcome(tmp_path, number) == [f"stopped; the same command goes on from {kept}"]
     assert checkpoints(tmp_path) == [f"step-{step:08d}"]
     assert not (tmp_path / "model").exists()
-    said.clear()
     assert models.train(tiny(**settings), tmp_path, said.append) == 0
-    assert said[0] == f"going on from {kept}"
-    assert said[-1] == f"the model is in {tmp_path}/model"
+    assert said == [f"going on from {kept}"]
     weights = "model/weights.safetensors"
     assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
 
 
-def test_fields_are_set_by_assignments():
-    assert models.override(tiny(), ["optimizer.lr=1e-3", "rungs=[1, 2]"]).optimizer.lr == 0.001
-    with pytest.raises(SpaceError) as caught:
-        models.override(tiny(), ["optimizer.lr=[1e-3"])
-    assert str(caught.value).startswith("--set optimizer.lr=[1e-3: this is no valid YAML: ")
+def test_what_comes_next_is_said_as_commands(tmp_path):
+    folder = tmp_path / "my run"
+    assert models.outcome(folder, 0) == [
+        f"the model is in {folder}/model",
+        f"look at it:   {folder}/reconstructions.png",
+        f"reconstruct:  vqsearch reconstruct '{folder}/model' PICTURE --to DIR",
+        f"tokenize:     vqsearch tokenize '{folder}/model' FOLDER --to tokens.npz",
+    ]
+
+
+def test_a_model_says_what_it_measured(trained):
+    metrics = json.loads((trained / "model" / "config.json").read_text())["metrics"]
+    assert {"val/psnr", "val/codebook_usage", "images_per_s"} <= set(metrics)
+    assert not [name for name in metrics if name.startswith("train/")]
+
+
+def test_missing_weights_are_said_before_pictures_are_looked_for_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    config = tiny(**{"data.source": "folder", "data.path": "/no/such/folder", "loss.perceptual": 1.0})
+    with pytest.raises(UserError) as caught:
+        models.train(replace(config, {"evaluation.lpips": True}), tmp_path / "runs" / "mine")
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/home/hub/checkpoints/vgg16-397923af.pth and {tmp_path}/home/hub/checkpoints/")
+    assert said.endswith("; or do without: --set loss.perceptual=0 --set evaluation.lpips=false")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_refused_late_leaves_no_folder(tmp_path):
+    with pytest.raises(VqvaeError, match="no such folder"):
+        models.train(tiny(**{"data.source": "folder", "data.path": "/no/such"}), tmp_path / "runs" / "mine")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(VqvaeError, match="no such folder"):
+        models.train(tiny(**{"data.source": "folder", "data.path": "/no/such"}), tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []  # it was there before
+
+
+def test_pictures_that_are_left_out_are_told_once(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        (folder / f"broken-{number:02d}.png").write_bytes(b"no picture")
+    settings = {"data.source": "folder", "data.path": str(folder), "data.cache": str(tmp_path / "cache"), "rungs": [2]}
+    said = []
+    models.train(tiny(**settings, steps=4), tmp_path / "run", said.append)
+    assert said[0] == "12 pictures left out:"
+    assert said[1] == f"  {folder}/broken-00.png: cannot identify image file"
+    assert said[11:] == ["  and 2 more"]
 
 
 UNWRITABLE = "/dev/null/x: can't be written: Not a directory"
@@ -96,14 +139,14 @@ UNWRITABLE = "/dev/null/x: can't be written: Not a directory"
 
 def test_a_folder_that_cannot_be_made_is_named_before_training():
     with pytest.raises(OutputError) as caught:
-        models.train(tiny(), Path("/dev/null/x"), lambda _: None)
+        models.train(tiny(), Path("/dev/null/x"))
     assert str(caught.value) == UNWRITABLE
 
 
 def test_what_cannot_be_written_while_training_is_named(tmp_path):
     (tmp_path / "reconstructions.png").mkdir()
     with pytest.raises(OutputError) as caught:
-        models.train(tiny(), tmp_path, lambda _: None)
+        models.train(tiny(), tmp_path)
     assert str(caught.value) == f"{tmp_path}: can't be written: Is a directory"
     assert checkpoints(tmp_path) == ["step-00000006"]
 
