@@ -186,11 +186,11 @@ class Learner:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 reconstruction = self.model(images)
                 loss, terms = self.loss(images, reconstruction, gan, self.model.last_weight())
-            (loss * share).backward()
+            torch.autograd.backward(loss * share)
             if gan:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                     loss, judged = gan.discriminator_loss(images, reconstruction.images)
-                (loss * share).backward()
+                torch.autograd.backward(loss * share)
                 terms |= judged
             parts.append(terms)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

@@ -33,7 +33,6 @@ VALIDATION = {
     "entropy_bits_per_image",
     "codebook_tokens",
     "codebook_undersampled",
-    "codebook_undersampled",
 }
 
 
