@@ -93,7 +93,7 @@ def rotated(vectors: Tensor, codes: Tensor) -> Tensor:
     lengths = vectors.detach().norm(dim=-1, keepdim=True), codes.norm(dim=-1, keepdim=True)
     e, q = F.normalize(vectors.detach(), dim=-1), F.normalize(codes, dim=-1)
     r = F.normalize(e + q, dim=-1)
-    scale = lengths[1] / lengths[0].clamp(min=torch.finfo(codes.dtype).tiny)
+    scale = lengths[1] / lengths[0].clamp(min=1e-6)  # a vector of no length has no direction to be rotated from
     along_r, along_e = ((vectors * axis).sum(-1, keepdim=True) for axis in (r, e))
     return straight_through(scale * (vectors - 2 * along_r * r + 2 * along_e * q), codes)
 

@@ -4,10 +4,14 @@ from collections.abc import Callable
 
 from vqvae.codes import Quantizer
 from vqvae.config import QuantizerConfig
+from vqvae.scalar import BSQ, FSQ, LFQ
 from vqvae.vector import SimVQ, VectorQuantizer
 
 QUANTIZERS: dict[str, Callable[[QuantizerConfig], Quantizer]] = {
     "vq": VectorQuantizer,
     "simvq": SimVQ,
+    "fsq": FSQ,
+    "lfq": LFQ,
+    "bsq": BSQ,
 }
 """Quantizers by the name that `quantizer.kind` gives; a plug-in adds its own."""
