@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from vqvae.codes import Quantizer
 from vqvae.config import QuantizerConfig
+from vqvae.gumbel import GumbelQuantizer
 from vqvae.scalar import BSQ, FSQ, LFQ
 from vqvae.vector import SimVQ, VectorQuantizer
 
@@ -13,5 +14,6 @@ QUANTIZERS: dict[str, Callable[[QuantizerConfig], Quantizer]] = {
     "fsq": FSQ,
     "lfq": LFQ,
     "bsq": BSQ,
+    "gumbel": GumbelQuantizer,
 }
 """Quantizers by the name that `quantizer.kind` gives; a plug-in adds its own."""
