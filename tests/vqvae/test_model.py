@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
@@ -283,3 +285,92 @@ def test_a_plug_in_brings_its_own_backbone_and_quantizer(monkeypatch: pytest.Mon
     model, images = build_model(config), _images()
     assert torch.equal(model.decode(model.encode(images)), model(images).images)
     assert bits_per_image(config) == 16 * math.log2(32)
+
+
+QUANTIZER_SETTINGS = {
+    "vq": st.fixed_dictionaries(
+        {
+            "codebook_size": st.integers(2, 40),
+            "code_dim": st.integers(1, 6),
+            "l2_normalize": st.booleans(),
+            "update": st.sampled_from(["gradient", "ema"]),
+            "estimator": st.sampled_from(["straight-through", "rotation"]),
+            "revive_below": st.sampled_from([0.0, 0.5]),
+        }
+    ),
+    "simvq": st.fixed_dictionaries(
+        {
+            "codebook_size": st.integers(2, 40),
+            "code_dim": st.integers(1, 6),
+            "estimator": st.sampled_from(["straight-through", "rotation"]),
+        }
+    ),
+    "fsq": st.fixed_dictionaries({"levels": st.lists(st.integers(2, 9), min_size=1, max_size=5)}),
+    "lfq": st.fixed_dictionaries({"codebook_size": st.sampled_from([2, 4, 32, 1024])}),
+    "bsq": st.fixed_dictionaries({"codebook_size": st.sampled_from([2, 4, 32, 1024])}),
+    "gumbel": st.fixed_dictionaries({"codebook_size": st.integers(2, 40), "code_dim": st.integers(1, 6)}),
+}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> TrainConfig:
+    """Small models of every backbone, every quantizer and every way to cut an image into patches."""
+    patch, head_size = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([4, 8]))
+    kind = draw(st.sampled_from(sorted(QUANTIZERS)))
+    model = {
+        "backbone": draw(st.sampled_from(NAMES)),
+        "width": head_size * draw(st.integers(1, 3)),
+        "depth": draw(st.integers(1, 2)),
+        "decoder_depth": draw(st.integers(0, 2)),
+        "patch": patch,
+        "overlap": 2 * draw(st.integers(0, patch)) / patch,
+        "final_convolution": draw(st.booleans()),
+        "mlp_ratio": draw(st.integers(1, 3)),
+        "head_size": head_size,
+        "state_size": draw(st.integers(1, 5)),
+    }
+    resolution = patch * draw(st.integers(1, 4))
+    quantizer = {"kind": kind, **draw(QUANTIZER_SETTINGS[kind])}
+    return replace(TrainConfig(), {"model": model, "quantizer": quantizer, "data.resolution": resolution})
+
+
+EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+@EXAMPLES
+@given(configs(), st.integers(1, 3))
+def test_any_model_decodes_its_indices_to_its_reconstruction_bit_for_bit(config: TrainConfig, count: int) -> None:
+    model, size = build_model(config).eval(), config.data.resolution
+    images = torch.rand(count, 3, size, size) * 2 - 1
+    with torch.no_grad():
+        reconstruction = model(images)
+    indices = model.encode(images)
+    assert indices.shape == (count, size // config.model.patch, size // config.model.patch)
+    assert indices.min() >= 0
+    assert indices.max() < model.quantizer.codebook_size
+    assert torch.equal(indices.flatten(1), reconstruction.quantized.indices)
+    assert reconstruction.images.shape == images.shape
+    assert torch.equal(model.decode(indices), reconstruction.images)
+
+
+@EXAMPLES
+@given(configs())
+def test_any_model_is_counted_before_it_is_built(config: TrainConfig) -> None:
+    model = build_model(config)
+    assert count_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+    assert bits_per_image(config) == config.tokens * math.log2(model.quantizer.codebook_size)
+
+
+@EXAMPLES
+@given(configs())
+def test_any_model_gives_every_parameter_a_finite_gradient(config: TrainConfig) -> None:
+    model, size = build_model(config), config.data.resolution
+    images = torch.rand(2, 3, size, size) * 2 - 1
+    model.quantizer.begin_step(1, 10, seed=0)
+    reconstruction = model(images)
+    loss = (reconstruction.images - images).square().mean()
+    torch.stack([loss, *reconstruction.quantized.losses.values()]).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert model.last_weight().grad.any()
