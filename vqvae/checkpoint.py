@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-FORMAT = "vqsearch 1"
+FORMAT = "vqsearch 2"
 """Marks our folders; the number changes when older ones can no longer be read."""
 
 
@@ -72,7 +72,12 @@ def read(folder: Path) -> TrainingState:
         CheckpointError: no checkpoint there, or a damaged one.
     """
     values = _read_json(folder, "state.json", "step", "config", "progress", "tensors")
-    tensors = {name: _read_tensors(folder / f"{name}.safetensors") for name in values["tensors"]}
+    names = values["tensors"]
+    if not isinstance(names, list) or not {"model", "ema", "optimizer"} <= {str(name) for name in names}:
+        raise CheckpointError(
+            f"{folder / 'state.json'}: damaged: tensors is {names!r}; expected the names of the parts"
+        )
+    tensors = {name: _read_tensors(folder / f"{name}.safetensors") for name in names}
     config = _config(values, folder / "state.json")
     return TrainingState(step=values["step"], config=config, progress=values["progress"], tensors=tensors)
 
@@ -91,6 +96,12 @@ def save_model(model: VQVAE, config: TrainConfig, folder: Path, metrics: Mapping
 def load(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
     """A trained model, ready to encode and decode.
 
+        model = vqvae.load("my-model", "cuda")
+        indices = model.encode(images)    # float (b, 3, h, w) in [-1, 1] to int64 (b, y, x)
+        images = model.decode(indices)    # and back; near [-1, 1], but not clamped
+
+    `vqvae.tokens` writes the indices of a whole folder.
+
     Args:
         folder: an export, or a checkpoint, of which the moving average of the weights is taken.
         device: where the model goes.
@@ -99,10 +110,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
         CheckpointError: neither is there, or it is damaged.
     """
     folder = Path(folder)
-    config_file, weights_file = ("config.json", "weights.safetensors")
-    if not (folder / config_file).exists() and (folder / "state.json").exists():
-        config_file, weights_file = ("state.json", "ema.safetensors")
-    config = _config(_read_json(folder, config_file, "config"), folder / config_file)
+    config_file, weights_file = _files(folder)
+    config = load_config(folder)
     weights = _read_tensors(folder / weights_file)
     with torch.random.fork_rng(devices=[]):
         model = build_model(config)
@@ -111,6 +120,23 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
     except RuntimeError as error:
         raise CheckpointError(f"{folder / weights_file}: does not fit the model of {config_file}: {error}") from error
     return model.eval().requires_grad_(False).to(device)
+
+
+def load_config(folder: str | Path) -> TrainConfig:
+    """The config that the model of a folder was trained with.
+
+    Raises:
+        CheckpointError: neither an export nor a checkpoint is there, or it is damaged.
+    """
+    file, _ = _files(Path(folder))
+    return _config(_read_json(Path(folder), file, "config"), Path(folder) / file)
+
+
+def _files(folder: Path) -> tuple[str, str]:
+    """Names of the files with the config and the weights of an export, or else of a checkpoint."""
+    if not (folder / "config.json").exists() and (folder / "state.json").exists():
+        return "state.json", "ema.safetensors"
+    return "config.json", "weights.safetensors"
 
 
 @contextmanager

@@ -219,7 +219,7 @@ class GanConfig:
     start: float = 0.25
     """Part of the steps after which the discriminator begins to train and to count; 0 to below 1."""
     adaptive: bool = True
-    """Scale the term by the ratio of the gradients at the last layer (Esser et al. 2021, eq. 7)."""
+    """Scale the term by the ratio of gradients at the last layer (Esser et al. 2021, eq. 7), in each micro-batch."""
     lr: float = 1.0e-4
     """Peak learning rate of the discriminator's own AdamW; it follows the schedule of the model's."""
     beta1: float = 0.5
@@ -262,7 +262,7 @@ class OptimizerConfig:
     final_lr_ratio: float = 0.0
     """Learning rate at the last step / peak; 0 to 1."""
     clip_norm: float = 0.0
-    """Gradients are scaled to at most this global norm; 0 is off."""
+    """The model's gradients are scaled to at most this global norm; 0 is off."""
 
     def __post_init__(self) -> None:
         _each(self, "lr", above=0)
@@ -415,6 +415,12 @@ class TrainConfig:
             "data.resolution",
             f"a multiple of model.patch ({self.model.patch})",
             self.data.resolution,
+        )
+        require(
+            not (self.gan.weight and self.gan.adaptive) or any((self.loss.l1, self.loss.l2, self.loss.perceptual)),
+            "gan.adaptive",
+            "false where loss.l1, loss.l2 and loss.perceptual are all 0: there is no gradient to compare with",
+            self.gan.adaptive,
         )
         least = 3 * 2**self.gan.depth  # the discriminator's two convolutions without stride take a row each
         require(

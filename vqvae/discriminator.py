@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.config import ConfigError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -60,41 +58,17 @@ class Discriminator(nn.Module):
         return logits
 
 
-def require_resolution(config: GanConfig, resolution: int) -> None:
-    """Checks that images are large enough for one logit.
-
-    Args:
-        config: of the discriminator.
-        resolution: height and width of the images in pixels.
-
-    Raises:
-        ConfigError: they are not.
-    """
-    least = 3 * 2**config.depth  # the two convolutions of stride 1 take a row each
-    if resolution < least:
-        raise ConfigError(
-            "gan.depth",
-            f"must be such that data.resolution ({resolution}) is at least 3 x 2^depth = {least}, "
-            f"but got {config.depth!r}",
-        )
-
-
 class Gan(nn.Module):
     """A discriminator and the two hinge losses [2; 3, section 3.1] that play it against the model.
 
     Args:
         config: its sizes, and the weight of the generator's term.
-        resolution: height and width of the images in pixels.
-
-    Raises:
-        ConfigError: the images are too small for the discriminator's depth.
     """
 
     weight: Tensor
 
-    def __init__(self, config: GanConfig, resolution: int) -> None:
+    def __init__(self, config: GanConfig) -> None:
         super().__init__()
-        require_resolution(config, resolution)
         self.discriminator = Discriminator(config)
         self.adaptive = config.adaptive
         # A tensor, so that compiled code is not compiled again for another value.

@@ -71,7 +71,7 @@ class Learner:
             torch.default_generator.manual_seed(config.seed)
             self.model = build_model(config)
             if config.gan.weight:
-                self.gan = Gan(config.gan, config.data.resolution)
+                self.gan = Gan(config.gan)
         with self._memory():
             self.model.to(device).train()
             self.loss.to(device)
@@ -179,13 +179,14 @@ class Learner:
         config, size = self.config, self.micro_batch
         share = size / config.batch_size
         gan = self.gan if self.step >= round(config.gan.start * config.steps) else None
+        last_weight = self.model.last_weight() if gan and config.gan.adaptive else None
         self.model.quantizer.begin_step(self.step + 1, config.steps, config.seed)
         parts = []
         for start in range(0, config.batch_size, size):
             images = batch(slice(start, start + size))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 reconstruction = self.model(images)
-                loss, terms = self.loss(images, reconstruction, gan, self.model.last_weight())
+                loss, terms = self.loss(images, reconstruction, gan, last_weight)
             torch.autograd.backward(loss * share)
             if gan:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):

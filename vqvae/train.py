@@ -41,7 +41,8 @@ SHEET_IMAGES = 16
 """Held-out images on the reconstruction sheet."""
 
 FREE = ("rungs", "micro_batch", "checkpoint_every", "device", "compile", "data.cache", "loss.lpips_trunk")
-"""Fields, besides evaluation.*, in which a resumed run may differ: they do not change what is learned."""
+"""Fields, besides evaluation.*, in which a resumed run may differ: they change neither the data nor the objective. (The
+micro-batch is where the adaptive weight of a GAN and the entropy of lfq and bsq are taken.)"""
 
 
 class Diverged(VqvaeError):  # noqa: N818
@@ -181,8 +182,11 @@ class _Run:
 
     def report(self, *, saved: bool = False, stopped: bool = False) -> Progress:
         """A report between evaluations."""
-        rows = self._read()
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+        terms: dict[str, list[float]] = {}
+        for row in self._read():
+            for name, value in row.items():
+                terms.setdefault(name, []).append(value)
+        means = {name: sum(values) / len(values) for name, values in terms.items()}
         return self._progress(self._training(means), saved=saved, stopped=stopped)
 
     def since_report(self) -> float:
@@ -283,7 +287,8 @@ def _require_same_run(state: TrainingState, config: TrainConfig, folder: Path) -
     Raises:
         CheckpointError: naming every field that differs.
     """
-    free = {*FREE, *(["steps"] if config.optimizer.schedule in ("wsd", "constant") else [])}
+    tied = config.optimizer.schedule == "cosine" or config.gan.weight or config.quantizer.kind == "gumbel"
+    free = {*FREE, *([] if tied else ["steps"])}  # what is a fraction of the steps moves with them
     differences = []
     for key in conversion.fields():
         before, now = (operator.attrgetter(key)(each) for each in (state.config, config))

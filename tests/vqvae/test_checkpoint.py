@@ -128,7 +128,7 @@ def test_a_foreign_folder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(CheckpointError) as caught:
         vqvae.load(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/config.json: format is None; expected 'vqsearch 1'"
+    assert str(caught.value) == f"{tmp_path}/config.json: format is None; expected 'vqsearch 2'"
 
 
 def test_an_export_is_no_checkpoint(config, models, tmp_path):
@@ -175,3 +175,13 @@ def test_a_config_with_an_unknown_field_is_refused(config, models, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         vqvae.load(tmp_path / "a")
     assert str(caught.value) == f"{file}: model.widht: unknown field; did you mean width?"
+
+
+@pytest.mark.parametrize("tensors", [3, ["model"], None])
+def test_a_checkpoint_without_the_names_of_its_parts_is_damaged(state, tmp_path, tensors):
+    checkpoint.save(state, tmp_path / "a")
+    path = tmp_path / "a" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tensors": tensors}))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.read(tmp_path / "a")
+    assert str(caught.value) == f"{path}: damaged: tensors is {tensors!r}; expected the names of the parts"

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vqvae.config import ConfigError, GanConfig
-from vqvae.discriminator import Discriminator, Gan, adaptive_weight, require_resolution
+from vqvae.config import ConfigError, DataConfig, GanConfig, ModelConfig, TrainConfig
+from vqvae.discriminator import Discriminator, Gan, adaptive_weight
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def tiny(resolution=32, **settings):
-    return Gan(GanConfig(weight=0.5, width=8, **settings), resolution)
+def tiny(**settings):
+    return Gan(GanConfig(weight=0.5, width=8, **settings))
 
 
 def sharp(count, resolution=32):
@@ -74,15 +74,14 @@ def test_channels_double_up_to_eight_times_the_width():
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_images_too_small_for_the_depth_are_refused(depth):
-    config, least = GanConfig(width=2, depth=depth), 3 * 2**depth
-    require_resolution(config, least)
+    config, least = GanConfig(weight=0.1, width=2, depth=depth), 3 * 2**depth
+    assert Discriminator(config)(torch.zeros(1, 3, least, least)).shape == (1, 1, 1, 1)
     with torch.device("meta"), pytest.raises(RuntimeError):
         Discriminator(config)(torch.zeros(1, 3, least - 1, least - 1))
-    with pytest.raises(ConfigError) as error:
-        Gan(config, least - 1)
-    assert str(error.value) == (
-        f"gan.depth: must be such that data.resolution ({least - 1}) is at least 3 x 2^depth = {least}, but got {depth}"
-    )
+    model = ModelConfig(patch=1)
+    assert TrainConfig(model=model, data=DataConfig(resolution=least), gan=config).gan is config
+    with pytest.raises(ConfigError, match=f"at least 3 x 2\\^depth = {least}, but got {depth}"):
+        TrainConfig(model=model, data=DataConfig(resolution=least - 1), gan=config)
 
 
 @pytest.mark.parametrize("width", [4, 16, 64])

@@ -136,7 +136,7 @@ def test_the_terms_of_every_quantizer_are_reported_by_name_and_add_up(kind):
 
 def test_a_gan_enters_by_its_weight_and_is_reported_before_it(pair):
     images, made = pair
-    gan = Gan(GanConfig(weight=0.3, adaptive=False, width=8), 64)
+    gan = Gan(GanConfig(weight=0.3, adaptive=False, width=8))
     total, terms = Loss(LossConfig(l2=2.0, perceptual=0))(images, reconstruction(made), gan, last_weight=made)
     assert set(terms) == {"l2", "gan_generator", "gan_weight", "loss"}
     assert terms["gan_generator"] == gan.generator_term(made)
@@ -149,7 +149,7 @@ def test_a_gan_enters_by_its_weight_and_is_reported_before_it(pair):
 
 def test_an_adaptive_gan_pulls_at_the_last_layer_its_weight_times_as_hard_as_the_reconstruction():
     config = tiny(loss__l1=0.5, loss__l2=2.0, gan__weight=0.25)
-    model, gan, loss = build_model(config), Gan(config.gan, 32), Loss(config.loss)
+    model, gan, loss = build_model(config), Gan(config.gan), Loss(config.loss)
     images, last = stripes(2), model.last_weight()
 
     def pull(*adversary):
@@ -168,7 +168,7 @@ def test_an_adaptive_gan_pulls_at_the_last_layer_its_weight_times_as_hard_as_the
 
 
 def test_the_weight_of_a_gan_is_not_compiled_in():
-    one, other = (Gan(GanConfig(weight=weight, width=8), 32) for weight in (0.1, 0.2))
+    one, other = (Gan(GanConfig(weight=weight, width=8)) for weight in (0.1, 0.2))
     assert isinstance(one.weight, torch.Tensor)
     assert set(dict(one.named_buffers())) == {"weight"}
     assert one.weight != other.weight
@@ -176,7 +176,7 @@ def test_the_weight_of_a_gan_is_not_compiled_in():
 
 def test_under_bfloat16_the_loss_and_every_term_are_float32():
     config = tiny(loss__l1=1.0, loss__perceptual=0.1, loss__lpips_trunk="random")
-    model, gan, loss = build_model(config), Gan(config.gan, 32), Loss(config.loss)
+    model, gan, loss = build_model(config), Gan(config.gan), Loss(config.loss)
     images = stripes(2)
     with torch.autocast("cpu", torch.bfloat16):
         made = model(images)
@@ -189,7 +189,7 @@ def test_under_bfloat16_the_loss_and_every_term_are_float32():
 @pytest.mark.parametrize("size", [1, 2])
 def test_micro_batches_of_any_size_give_the_gradients_of_the_whole_batch(size):
     config = tiny(loss__l1=1.0, loss__perceptual=0.1, loss__lpips_trunk="random", gan__adaptive=False)
-    model, gan, loss = build_model(config), Gan(config.gan, 32), Loss(config.loss)
+    model, gan, loss = build_model(config), Gan(config.gan), Loss(config.loss)
     images = stripes(4)
 
     def accumulated(size):
@@ -204,7 +204,7 @@ def test_micro_batches_of_any_size_give_the_gradients_of_the_whole_batch(size):
 
 def test_a_tiny_model_with_its_gan_stays_finite_and_comes_nearer_to_its_images():
     config = tiny()
-    model, gan, loss = build_model(config), Gan(config.gan, 32), Loss(config.loss)
+    model, gan, loss = build_model(config), Gan(config.gan), Loss(config.loss)
     optimizers = [torch.optim.AdamW(part.parameters(), lr=lr) for part, lr in ((model, 3e-3), (gan, 1e-3))]
     rows = []
     for _ in range(30):

@@ -318,6 +318,20 @@ def test_a_run_can_be_prolonged_where_the_schedule_allows_it(tmp_path, schedule)
     assert str(caught.value) == f"{tmp_path}/a: taken at step 2; expected at most steps, 1"
 
 
+@pytest.mark.parametrize("tied", [{"gan__weight": 0.1, "gan__depth": 2}, {"quantizer__kind": "gumbel"}])
+def test_a_run_with_something_that_begins_or_anneals_over_its_steps_cannot_be_prolonged(tmp_path, tied):
+    config = {"optimizer__schedule": "constant", "rungs": [2], **tied}
+    saved(tiny(**config), 2, tmp_path / "a")
+    with pytest.raises(CheckpointError, match="steps was 6, but is 8 now"):
+        next(train(tiny(steps=8, **config), resume=tmp_path / "a"))
+
+
+def test_a_report_holds_the_terms_that_began_since_the_last_one():
+    first, last = train(tiny(checkpoint_every=4, steps=4, rungs=[], **as_settings("gan", {**GAN, "start": 0.5})))
+    assert (first.step, "train/gan_real" in first.metrics) == (1, False)
+    assert "train/gan_real" in last.metrics
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     saved(tiny(rungs=[2]), 2, tmp_path / "a")
     (tmp_path / "a" / "ema.safetensors").write_bytes((tmp_path / "a" / "optimizer.safetensors").read_bytes())
