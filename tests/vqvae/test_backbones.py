@@ -1,11 +1,13 @@
-"""Which tokens and pixels see which: nothing crosses from one image to another."""
+"""What the backbones are made of, and which tokens and pixels see which: nothing crosses between images."""
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vqvae.config import ConfigError, ModelConfig
 from vqvae.convolution import ConvolutionBlock
+from vqvae.layers import Attention, MixerBlock, PatchDecoder, PatchEncoder
 from vqvae.mamba import BidirectionalMambaBlock
 from vqvae.model import BACKBONES
 
@@ -60,6 +62,74 @@ def test_a_decoder_mixes_the_tokens_of_one_image_and_never_two_images(backbone: 
     assert (difference[[0, 2]] == 0).all()
     reached = torch.stack([_patch_of(difference[1], token).amax() > 0 for token in range(ROWS**2)])
     assert torch.equal(reached, _expected(backbone))
+
+
+class _Doubled(nn.Module):
+    """A block that any other stands for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def _head(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * state["head.0.weight"]
+    hidden = torch.tanh(x @ state["head.1.weight"].T + state["head.1.bias"])
+    assert hidden.shape[-1] == 4 * x.shape[-1]
+    return hidden @ state["head.3.weight"].T + state["head.3.bias"]
+
+
+def _randomized(module: nn.Module) -> dict[str, Tensor]:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module.state_dict()
+
+
+def test_a_patch_encoder_is_patches_and_positions_then_blocks_then_the_tanh_head() -> None:
+    encoder = PatchEncoder(_config("attention", depth=3), RESOLUTION, lambda _: _Doubled())
+    state, images = _randomized(encoder), torch.rand(2, 3, RESOLUTION, RESOLUTION)
+    patches = rearrange(images, "b c (y p) (x q) -> b (y x) (c p q)", p=PATCH, q=PATCH)
+    tokens = patches @ state["patches.weight"].flatten(1).T + state["patches.bias"] + state["positions"]
+    torch.testing.assert_close(encoder(images), _head(2**3 * tokens, state), rtol=1e-4, atol=1e-4)
+
+
+def test_a_patch_decoder_is_positions_then_blocks_then_the_tanh_head_and_pixels() -> None:
+    decoder = PatchDecoder(_config("attention", decoder_depth=3), RESOLUTION, lambda _: _Doubled())
+    state, tokens = _randomized(decoder), torch.randn(2, ROWS**2, 16)
+    patches = _head(2**3 * (tokens + state["positions"]), state) @ state["pixels.weight"].flatten(1)
+    images = rearrange(patches, "b (y x) (c p q) -> b c (y p) (x q)", y=ROWS, p=PATCH, q=PATCH)
+    expected = images + state["pixels.bias"][:, None, None]
+    torch.testing.assert_close(decoder(tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 16), (2, 6, 7, 16)], ids=["mixer", "convolution"])
+def test_a_block_adds_the_mixer_then_swiglu_each_behind_a_norm(shape: tuple[int, ...]) -> None:
+    block = MixerBlock(_Doubled(), 16, 4) if len(shape) == 3 else ConvolutionBlock(16, 4)
+    _randomized(block)
+    x = torch.randn(shape)
+    normed = block.mixer_norm(x)
+    if isinstance(block, ConvolutionBlock):
+        mixed = rearrange(block.mixer(rearrange(normed, "b h w c -> b c h w")), "b c h w -> b h w c")
+    else:
+        mixed = 2 * normed
+    expected = x + mixed + block.mlp(block.mlp_norm(x + mixed))
+    torch.testing.assert_close(block(x), expected)
+    assert not torch.allclose(normed, x)
+
+
+def test_the_convolution_backbone_halves_the_image_and_has_a_transformer_block_at_the_tokens() -> None:
+    encoder, decoder = (build(_config("convolution"), RESOLUTION) for build in BACKBONES["convolution"][:2])
+    two = ["ConvolutionBlock"] * 2
+    names = [[type(block).__name__ for block in half.blocks] for half in (encoder, decoder)]
+    assert names[0] == [*two, "Downsample", *two, "Downsample", *two, "Downsample", *two]
+    assert names[1] == [*two, "Upsample", *two, "Upsample", *two, "Upsample", *two]
+    order: list[str] = []
+    for half in (encoder, decoder):
+        assert isinstance(half.transformer.mixer, Attention)
+        half.transformer.register_forward_hook(lambda *_: order.append("transformer"))
+        for block in half.blocks:
+            block.register_forward_hook(lambda *_: order.append("block"))
+    decoder(encoder(torch.rand(1, 3, RESOLUTION, RESOLUTION)))
+    assert order == [*["block"] * 11, "transformer", "transformer", *["block"] * 11]
 
 
 @pytest.mark.parametrize("backbone", NAMES)

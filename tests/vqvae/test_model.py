@@ -215,6 +215,15 @@ def test_a_decoder_without_a_named_last_layer_has_no_last_weight(monkeypatch: py
     )
 
 
+def test_the_final_convolution_learns_across_the_borders_of_patches() -> None:
+    model = build_model(_config(**{"model.final_convolution": True}))
+    nn.init.normal_(model.final_convolution.weight)
+    drawn = torch.zeros(1, 3, 32, 32)
+    drawn[..., 8, 16] = 1  # a corner of a patch
+    reached = (model.final_convolution(drawn) != model.final_convolution(0 * drawn)).any(1)[0]
+    assert set(map(tuple, reached.nonzero().tolist())) == {(y, x) for y in (7, 8, 9) for x in (15, 16, 17)}
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 1, 32, 32), (3, 32, 32)])
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     model = build_model(_config())

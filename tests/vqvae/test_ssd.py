@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -19,8 +21,10 @@ def _seed() -> None:
     torch.set_num_threads(1)
 
 
-def _inputs(length: int, dtype: torch.dtype = torch.float64, step: float = 0.3) -> list[Tensor]:
-    images, heads, channels, states = 2, 3, 4, 5
+def _inputs(
+    length: int, dtype: torch.dtype = torch.float64, step: float = 0.3, sizes: tuple[int, ...] = (2, 3, 4, 5)
+) -> list[Tensor]:
+    images, heads, channels, states = sizes
     x = torch.randn(images, length, heads, channels, dtype=dtype)
     dt = step * torch.rand(images, length, heads, dtype=dtype)
     decay = -1 - 15 * torch.rand(heads, dtype=dtype)
@@ -46,6 +50,24 @@ def test_the_scan_equals_the_recurrence_with_its_gradients(length: int, chunk_si
         strict=True,
     ):
         torch.testing.assert_close(gradient, oracle, msg=lambda text, name=name: f"gradient of {name}: {text}")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    length=st.integers(1, 50),
+    chunk_size=st.integers(1, 60),
+    sizes=st.tuples(*[st.integers(1, 3)] * 4),
+    step=st.sampled_from([0.01, 0.3, 5.0]),
+)
+def test_the_scan_equals_the_recurrence_at_any_shape(
+    length: int, chunk_size: int, sizes: tuple[int, ...], step: float
+) -> None:
+    images, heads, channels, states = sizes
+    x, dt, decay, into, out_of = _inputs(length, step=step, sizes=sizes)
+    assert x.shape == (images, length, heads, channels)
+    assert into.shape == (images, length, states)
+    value = ssd(x, dt, decay, into, out_of, chunk_size=chunk_size)
+    torch.testing.assert_close(value, ssd_reference(x, dt, decay, into, out_of))
 
 
 @pytest.mark.parametrize("chunk_size", [16, 64, 256])
