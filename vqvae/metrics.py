@@ -156,6 +156,8 @@ def evaluate(
     reach = images_within_reach(codes, tokens, config.perturbed)
     perturbed = set(spread(len(rows), len(rows) if reach is None else reach).tolist())
     parts: dict[str, list[Tensor]] = {}
+    if rfid:
+        rfid.begin()
     for start in range(0, len(rows), micro_batch):
         images = to_images(pictures[rows[start : start + micro_batch]]).to(device)
         made, quantized = model(images)

@@ -29,7 +29,7 @@ class RfidError(VqvaeError):
 
 
 class Rfid(nn.Module):
-    """Collects images and reconstructions, then says how far apart the two sets are.
+    """Takes in images and reconstructions, then says how far apart the two sets are.
 
     The distance is biased: the fewer images, the higher it is, and below 2048 images, the dimensions of a feature, the
     covariances are not of full rank. Compare values over the same number of images only (`rfid_images`); papers
@@ -63,13 +63,17 @@ class Rfid(nn.Module):
             raise WeightsError(f"{path}: not the weights of Inception ({type(error).__name__})") from error
         self.requires_grad_(False)
 
+    def begin(self) -> None:
+        """Forgets what was taken in, such as by an evaluation that ran out of memory half way."""
+        self.distance.reset()
+
     def add(self, made: Tensor, images: Tensor) -> None:
         """Takes in reconstructions and their originals, float (b, 3, h, w), clipped to [-1, 1] as in a picture file."""
         self.distance.update(_levels(images), real=True)
         self.distance.update(_levels(made), real=False)
 
     def result(self) -> dict[str, float]:
-        """The distance over all that was taken in, which is then forgotten.
+        """The distance over all that was taken in since `begin`.
 
         Returns:
             rfid, and rfid_images: how many images it is of.
@@ -80,9 +84,7 @@ class Rfid(nn.Module):
         images = int(self.distance.real_features_num_samples)
         if images < 2:
             raise RfidError(f"rfid: must be over at least 2 held-out images, but got {images} (evaluation.images)")
-        distance = float(self.distance.compute())
-        self.distance.reset()
-        return {"rfid": distance, "rfid_images": float(images)}
+        return {"rfid": float(self.distance.compute()), "rfid_images": float(images)}
 
 
 def _levels(images: Tensor) -> Tensor:
