@@ -59,7 +59,10 @@ class RunView:
         if report.evaluated or due:
             self._printed = time.monotonic()
             left = f"  {self._left(report.step)}" if self._rate and report.step < self._config.steps else ""
-            self.say(line(report.step, self._config.steps, report.metrics) + left)
+            metrics = report.metrics
+            if self.console.is_terminal:  # the rest is in the live line, or in the checkpoint
+                metrics = {name: value for name, value in metrics.items() if name.startswith("val/")}
+            self.say(line(report.step, self._config.steps, metrics) + left)
 
     def render(self) -> RenderableType:
         """Where the run is."""
