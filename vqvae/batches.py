@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from vqvae.config import DataConfig, TrainConfig
@@ -28,7 +30,7 @@ ASPECT = 4 / 3
 
 
 def batch(images: Images, config: TrainConfig, step: int, part: slice, device: torch.device) -> torch.Tensor:
-    """The images of one micro-batch, augmented.
+    """The images of one micro-batch: cropped, flipped, sharpened, stretched, in this order.
 
     Args:
         images: what trains.
@@ -46,7 +48,9 @@ def batch(images: Images, config: TrainConfig, step: int, part: slice, device: t
     if device.type == "cuda":  # pinned, so that the copies need not wait for the device
         pixels, theta = pixels.pin_memory(), theta.pin_memory()
     levels = pixels.to(device, non_blocking=True).float() / 127.5 - 1
-    return augment(levels, theta.to(device, non_blocking=True), enlarged=config.data.crop_scale < 1)
+    cropped = augment(levels, theta.to(device, non_blocking=True), enlarged=config.data.crop_scale < 1)
+    sharpened, stretched = chosen(config.data, config.batch_size, config.seed, step)[:, part]
+    return _where(stretched, autocontrast, _where(sharpened, sharpen, cropped))
 
 
 def order(n: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
@@ -86,6 +90,68 @@ def crops(config: DataConfig, count: int, seed: int, step: int) -> torch.Tensor:
     theta[:, 0, 0], theta[:, 0, 2] = width * mirror, (1 - width) * (2 * x - 1)
     theta[:, 1, 1], theta[:, 1, 2] = height, (1 - height) * (2 * y - 1)
     return theta
+
+
+def chosen(config: DataConfig, count: int, seed: int, step: int) -> torch.Tensor:
+    """Which images of a batch are sharpened, and which are stretched to the full range.
+
+    Args:
+        config: sharpness and autocontrast are read.
+        count: images of the whole batch.
+        seed: of the run.
+        step: optimizer steps done before.
+
+    Returns:
+        bool (2, count), on the CPU.
+    """
+    # A stream of its own beside that of the crops, which stay as they were before there was this one.
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, 1]).generate_state(1)[0]))
+    return torch.rand(2, count, generator=generator) < torch.tensor([[config.sharpness], [config.autocontrast]])
+
+
+def _where(chosen: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Images (b, 3, h, w), those changed that `chosen` (b) names; that lies on the CPU, so no device is waited for."""
+    rows = chosen.nonzero().squeeze(1)
+    if not len(rows):
+        return images
+    if images.device.type == "cuda":
+        rows = rows.pin_memory().to(images.device, non_blocking=True)
+    return images.index_copy(0, rows, change(images.index_select(0, rows)))
+
+
+def sharpen(images: torch.Tensor) -> torch.Tensor:
+    """Sharpens by the factor 2, as torchvision's adjust_sharpness: away from the blur of [1 1 1; 1 5 1; 1 1 1] / 13.
+
+    The outermost pixels, whose blur is unknown, stay as they are.
+
+    Args:
+        images: float (b, 3, h, w) in [-1, 1].
+
+    Returns:
+        float (b, 3, h, w) in [-1, 1].
+    """
+    if min(images.shape[-2:]) <= 2:
+        return images
+    inner = images[..., 1:-1, 1:-1]
+    blurred = (9 * F.avg_pool2d(images, 3, stride=1) + 4 * inner) / 13
+    sharpened = images.clone()
+    sharpened[..., 1:-1, 1:-1] = (2 * inner - blurred).clamp(-1, 1)
+    return sharpened
+
+
+def autocontrast(images: torch.Tensor) -> torch.Tensor:
+    """Stretches each color of each image to the full range, as torchvision's autocontrast; a flat one stays as it is.
+
+    Args:
+        images: float (b, 3, h, w) in [-1, 1].
+
+    Returns:
+        float (b, 3, h, w) in [-1, 1].
+    """
+    low, high = images.amin((-2, -1), keepdim=True), images.amax((-2, -1), keepdim=True)
+    flat = low == high
+    stretched = 2 * ((images - low) / torch.where(flat, 1, high - low)) - 1
+    return torch.where(flat, images, stretched)
 
 
 def augment(images: torch.Tensor, theta: torch.Tensor, *, enlarged: bool = True) -> torch.Tensor:

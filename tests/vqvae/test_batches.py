@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vqvae import batches
 from vqvae.config import DataConfig, TrainConfig
@@ -46,15 +49,18 @@ def test_smaller_micro_batches_see_the_same_images_augmented_alike(images):
     assert torch.equal(torch.cat(halves), whole)
 
 
-def test_without_crops_and_flips_the_pixels_are_untouched(images):
-    made = batches.batch(images, config(crop_scale=1.0, flip=0.0), 2, ALL, CPU)
+PLAIN = {"crop_scale": 1.0, "flip": 0.0, "sharpness": 0.0, "autocontrast": 0.0}
+
+
+def test_without_augmentation_the_pixels_are_untouched(images):
+    made = batches.batch(images, config(**PLAIN), 2, ALL, CPU)
     rows = batches.order(20, 3, 16, 8)
     assert torch.equal(((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1), torch.from_numpy(images[rows]))
 
 
 def test_flips_mirror_each_image_exactly_or_not_at_all(images):
-    plain = batches.batch(images, config(crop_scale=1.0, flip=0.0), 0, ALL, CPU)
-    assert torch.equal(batches.batch(images, config(crop_scale=1.0, flip=1.0), 0, ALL, CPU), plain.flip(-1))
+    plain = batches.batch(images, config(**PLAIN), 0, ALL, CPU)
+    assert torch.equal(batches.batch(images, config(**PLAIN | {"flip": 1.0}), 0, ALL, CPU), plain.flip(-1))
 
 
 def test_flips_are_as_frequent_as_asked():
@@ -85,3 +91,74 @@ def test_batches_leave_the_global_generator_alone(images):
     before = torch.get_rng_state()
     batches.batch(images, config(), 0, ALL, CPU)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def levels():
+    """Whole levels 0 to 255, of little contrast in one image, flat in one color of another."""
+    levels = torch.randint(0, 256, (6, 3, 12, 17), generator=torch.Generator().manual_seed(0))
+    levels[1] = 90 + levels[1] // 8
+    levels[2, 1] = 77
+    return levels.to(torch.uint8)
+
+
+def to_levels(images):
+    return (images + 1) * 127.5
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (batches.sharpen, lambda levels: torchvision.adjust_sharpness(levels, 2.0)),
+        (batches.autocontrast, torchvision.autocontrast),
+    ],
+)
+def test_sharpening_and_autocontrast_are_those_of_torchvision(levels, ours, theirs):
+    made = to_levels(ours(levels.float() / 127.5 - 1))
+    exact = theirs(levels.double() / 255) * 255
+    assert (made - exact).abs().max() < 1e-3
+    assert (made - theirs(levels)).abs().max() < 1 + 1e-3  # it rounds, and cuts the rest off
+    assert not torch.allclose(made, levels.float(), atol=2)
+
+
+def test_a_flat_color_keeps_its_level_under_autocontrast(levels):
+    assert torch.equal(batches.autocontrast(levels.float())[2, 1], levels[2, 1].float())
+
+
+def test_images_too_small_to_blur_are_not_sharpened():
+    images = torch.tensor([[-1.0, 1.0], [1.0, -1.0]]).expand(1, 3, 2, 2)
+    assert torch.equal(batches.sharpen(images), images)
+
+
+def test_sharpening_and_autocontrast_are_chosen_as_often_as_asked_and_apart():
+    sharpened, stretched = batches.chosen(DataConfig(sharpness=0.3, autocontrast=0.6), 10000, 0, 0)
+    assert sharpened.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert stretched.float().mean().item() == pytest.approx(0.6, abs=0.02)
+    assert (sharpened & stretched).float().mean().item() == pytest.approx(0.18, abs=0.02)
+    assert not torch.equal(batches.chosen(DataConfig(), 100, 0, 0), batches.chosen(DataConfig(), 100, 0, 1))
+    assert not torch.equal(batches.chosen(DataConfig(), 100, 0, 0), batches.chosen(DataConfig(), 100, 1, 0))
+
+
+def test_a_batch_is_cropped_and_flipped_then_sharpened_then_stretched(images):
+    plain = batches.batch(images, config(crop_scale=0.5, flip=0.5, sharpness=0, autocontrast=0), 4, ALL, CPU)
+    both = batches.batch(images, config(crop_scale=0.5, flip=0.5, sharpness=1, autocontrast=1), 4, ALL, CPU)
+    assert torch.equal(both, batches.autocontrast(batches.sharpen(plain)))
+    assert not torch.allclose(both, batches.sharpen(batches.autocontrast(plain)), atol=1e-2)
+
+
+def test_only_the_chosen_images_of_a_micro_batch_are_changed(images):
+    plain = batches.batch(images, config(**PLAIN), 1, ALL, CPU)
+    made = batches.batch(images, config(**PLAIN | {"sharpness": 0.5}), 1, slice(2, 8), CPU)
+    sharpened = batches.chosen(DataConfig(sharpness=0.5, autocontrast=0), 8, 3, 1)[0, 2:]
+    assert 0 < sharpened.sum() < 6
+    assert ((made - plain[2:]).abs().amax((1, 2, 3)) > 0).tolist() == sharpened.tolist()
+    assert torch.equal(made[sharpened], batches.sharpen(plain[2:][sharpened]))
+
+
+@given(step=st.integers(0, 10**6), size=st.sampled_from([1, 2, 4]), seed=st.integers(0, 2**40))
+@settings(max_examples=20, deadline=None)
+def test_micro_batches_of_any_size_make_up_the_batch(step, size, seed):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    images, run = Images(pixels, np.arange(20)), TrainConfig(data=DataConfig(resolution=8), batch_size=8, seed=seed)
+    parts = [batches.batch(images, run, step, slice(start, start + size), CPU) for start in range(0, 8, size)]
+    assert torch.equal(torch.cat(parts), batches.batch(images, run, step, ALL, CPU))
