@@ -1,4 +1,4 @@
-"""Pictures of people and tensors of models: reading files, fitting them to a square, reconstruction sheets.
+"""Pictures of people and tensors of models: decoding, fitting to a square, reconstruction sheets.
 
 n pictures, h height, w width, c = 3 colors
 At rest a picture is uint8 (h, w, 3); inside the models images are float (n, 3, h, w) in [-1, 1].
@@ -17,10 +17,11 @@ from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
     from numpy.typing import NDArray
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """File names that are taken for pictures, in lower case."""
 
 UNREADABLE = (
@@ -30,7 +31,8 @@ UNREADABLE = (
     EOFError,
     LookupError,
     TypeError,
-    OverflowError,
+    ArithmeticError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -38,25 +40,30 @@ UNREADABLE = (
 """What Pillow's decoders raise on broken files, depending on the format."""
 
 
-def read(path: Path, side: int = 0) -> Image.Image:
-    """A picture file as RGB, upright by its EXIF tag, transparency over white, 16 bits reduced to 8.
+def read(file: Path | BinaryIO, side: int = 0) -> Image.Image:
+    """A picture as RGB: upright by its EXIF tag, transparency over white, 16 bits scaled to 8, the first of its frames.
+
+    CMYK and other color spaces are converted as Pillow does it, without their profiles.
 
     Args:
-        path: the file.
+        file: where it is read from.
         side: pixels along the shorter side that suffice; a JPEG is then decoded at a fraction of its size, never
             below twice this. 0 decodes all of it.
 
     Raises:
-        UNREADABLE: the file is broken, or of a kind without a fixed white (floating point).
+        UNREADABLE: the file is broken, or of a kind without a fixed white (floating point, 32 bits).
     """
-    with Image.open(path) as opened:
+    with Image.open(file) as opened:
         if side:
             opened.draft(None, (2 * side, 2 * side))
         picture = ImageOps.exif_transpose(opened)
         if picture.mode == "F":
             raise ValueError("floating-point pixels have no fixed white")
         if picture.mode.startswith("I"):
-            return Image.fromarray((np.asarray(picture) / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+            levels = np.asarray(picture)
+            if levels.min() < 0 or levels.max() > 65535:
+                raise ValueError("32-bit pixels have no fixed white")
+            return Image.fromarray((levels / 257).round().astype(np.uint8)).convert("RGB")
         if "transparency" in picture.info or picture.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
@@ -64,13 +71,30 @@ def read(path: Path, side: int = 0) -> Image.Image:
         return picture.convert("RGB")
 
 
-def fit(picture: Image.Image, resolution: int) -> NDArray[np.uint8]:
-    """The central square of a picture, resized (enlarged where it is small) to (resolution, resolution, 3)."""
+def fit(picture: Image.Image, resolution: int, how: str = "short-side") -> NDArray[np.uint8]:
+    """A picture as a square of (resolution, resolution, 3).
+
+    Pixels are resampled with Pillow's bicubic filter, which widens with the reduction and so does not alias; beyond six
+    times they are first averaged to at least three times the resolution (its `reducing_gap`).
+
+    Args:
+        picture: RGB, of any size; what is smaller than the square is enlarged.
+        resolution: pixels.
+        how: short-side (the central square, resized), crop (the central `resolution` pixels at their own scale; of a
+            picture with a shorter side than that, as short-side) or stretch (all of it, its sides resized alike).
+    """
     width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
+    across, down = float(width), float(height)
+    if how != "stretch":
+        across = down = min(width, height) if how == "short-side" else min(width, height, resolution)
+    left, top = (width - across) / 2, (height - down) / 2
+    if how == "crop" and across == resolution:
+        left, top = width // 2 - resolution // 2, height // 2 - resolution // 2  # whole pixels, none is resampled
     square = picture.resize(
-        (resolution, resolution), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        (resolution, resolution),
+        Image.Resampling.BICUBIC,
+        box=(left, top, left + across, top + down),
+        reducing_gap=3.0,
     )
     return np.asarray(square)
 

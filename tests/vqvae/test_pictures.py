@@ -56,6 +56,34 @@ def test_floating_point_pixels_are_refused(tmp_path):
         pictures.read(tmp_path / "a.tiff")
 
 
+def test_thirty_two_bits_are_refused_unless_they_hold_sixteen(tmp_path):
+    Image.fromarray(np.full((20, 40), 200 * 257, dtype=np.int32)).save(tmp_path / "a.tiff")
+    assert colors(pictures.read(tmp_path / "a.tiff")) == ([200, 200, 200], [200, 200, 200])
+    Image.fromarray(np.full((20, 40), 65536, dtype=np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"^32-bit pixels have no fixed white$"):
+        pictures.read(tmp_path / "a.tiff")
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    halves((0, 255, 255, 0), (0, 0, 0, 255), "CMYK").save(tmp_path / "a.jpg", quality=100)
+    red, black = colors(pictures.read(tmp_path / "a.jpg"))
+    assert red == pytest.approx([255, 0, 0], abs=4)
+    assert black == pytest.approx([0, 0, 0], abs=4)
+
+
+def test_gray_with_transparency_is_laid_over_white(tmp_path):
+    halves((0, 128), (0, 0), "LA").save(tmp_path / "a.png")
+    assert colors(pictures.read(tmp_path / "a.png")) == ([127, 127, 127], [255, 255, 255])
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
+    frames = [Image.new("RGB", (40, 20), color) for color in ("red", "blue", "lime")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    assert colors(pictures.read(tmp_path / f"a.{suffix}")) == ([255, 0, 0], [255, 0, 0])
+
+
 def test_a_large_jpeg_is_decoded_at_a_fraction_that_is_enough(tmp_path):
     Image.new("RGB", (800, 640)).save(tmp_path / "a.jpg")
     assert pictures.read(tmp_path / "a.jpg", 64).size == (200, 160)
@@ -68,6 +96,36 @@ def test_fit_takes_the_central_square_and_enlarges_what_is_small():
     fitted = pictures.fit(picture, 32)
     assert fitted.shape == (32, 32, 3)
     assert fitted.min() == 255
+
+
+STRIPES = np.zeros((40, 80, 3), dtype=np.uint8)
+STRIPES[:, 32:48] = 255
+
+
+@pytest.mark.parametrize(("how", "white"), [("short-side", 8 * 20), ("stretch", 4 * 20), ("crop", 16 * 20)])
+def test_a_picture_becomes_square_as_asked(how, white):
+    fitted = pictures.fit(Image.fromarray(STRIPES), 20, how)
+    assert fitted.shape == (20, 20, 3)
+    assert (fitted[..., 0] > 127).sum() == white
+
+
+def test_crop_resamples_nothing():
+    noise = np.random.default_rng(0).integers(0, 256, (31, 44, 3), dtype=np.uint8)
+    assert np.array_equal(pictures.fit(Image.fromarray(noise), 16, "crop"), noise[7:23, 14:30])
+    assert np.array_equal(pictures.fit(Image.fromarray(noise[:, :31]), 31, "crop"), noise[:, :31])
+
+
+@pytest.mark.parametrize("how", ["short-side", "stretch", "crop"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (7, 9), (1000, 900)])
+def test_pictures_of_any_size_fit(how, size):
+    assert pictures.fit(Image.new("RGB", size, "lime"), 16, how).reshape(-1, 3).min(0).tolist() == [0, 255, 0]
+
+
+def test_shrinking_averages_what_is_too_fine_to_show():
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    fitted = pictures.fit(Image.fromarray(board.astype(np.uint8)).convert("RGB"), 32)
+    assert fitted.min() >= 125
+    assert fitted.max() <= 130
 
 
 def test_pictures_survive_the_way_to_images_and_back():
