@@ -293,6 +293,13 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
                 "it would rank learning rates, not models; fewer rungs, a smaller reduction_factor, more steps or a "
                 "shorter warm-up mend it",
             )
+        start = round(max([space.base.gan.start, *_possible(space, "gan.start")]) * space.budget.steps)
+        if (_possible(space, "gan.start") or _possible(space, "gan.weight")) and space.rungs[0] < start:
+            raise document.error(
+                ("pruner", "rungs"),
+                f"the first rung, step {space.rungs[0]}, comes before the discriminator's latest start, step {start}: "
+                "it would rank models without what is searched; fewer rungs or an earlier gan.start mend it",
+            )
 
 
 def _possible(space: Space, name: str) -> list[float]:

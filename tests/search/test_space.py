@@ -206,6 +206,12 @@ BAD = {
         ": pruner.rungs: the first rung, step 2, comes before twice the longest warm-up of 2 steps: it would rank "
         "learning rates, not models; fewer rungs, a smaller reduction_factor, more steps or a shorter warm-up mend it",
     ),
+    "a rung before a searched discriminator": (
+        "  optimizer.lr: {float",
+        "  gan.weight: {float: [0.01, 0.8], log: true}\n  optimizer.lr: {float",
+        ": pruner.rungs: the first rung, step 2, comes before the discriminator's latest start, step 4: it would rank "
+        "models without what is searched; fewer rungs or an earlier gan.start mend it",
+    ),
     "too few steps for the rungs": (
         "steps: 18",
         "steps: 8",

@@ -1,0 +1,45 @@
+"""The documentation says what is there: its tables are held against the code and the tests."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from vqvae.conversion import fields
+
+ROOT = Path(__file__).parents[1]
+TRAINER = ROOT / "docs" / "trainer.md"
+
+
+def rows(path):
+    """The cells of every row of every table of a page, without the headings."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    ruled = {index for index, row in enumerate(cells) if set("".join(row)) <= set("-| :")}
+    return [row for index, row in enumerate(cells) if index not in ruled and index + 1 not in ruled]
+
+
+def functions(path):
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+TESTS = {f"{path.name}::{name}" for path in sorted((ROOT / "tests").rglob("test_*.py")) for name in functions(path)}
+
+
+@pytest.mark.parametrize("row", rows(TRAINER), ids=lambda row: row[0])
+def test_a_feature_of_the_trainer_has_its_key_its_reference_and_its_test(row):
+    feature, key, reference, proof = row
+    assert feature
+    assert reference
+    keys = re.findall(r"`([\w.]+)(?::[^`]*)?`", key)
+    assert keys or key == "-"
+    assert set(keys) <= set(fields()), "keys that no config has"
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", proof)
+    assert named, "no test is named"
+    assert {f"{file}::{name}" for file, name in named} <= TESTS, "tests that do not exist"
+
+
+def test_every_field_of_the_trainer_is_in_its_table():
+    keys = {key for row in rows(TRAINER) for key in re.findall(r"`([\w.]+)(?::[^`]*)?`", row[1])}
+    assert set(fields()) - keys == set()
