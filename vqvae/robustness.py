@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae.codes import full_precision
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,7 +27,7 @@ NEIGHBORS = 4
 """A code is replaced by one of so many nearest other ones."""
 
 DISTANCES = 2**30
-"""Most distances of one evaluation: about ten seconds on one CPU core."""
+"""Most distances of one evaluation: about three seconds on one CPU core."""
 
 _DISTANCES_AT_ONCE = 2**22
 
@@ -68,13 +70,13 @@ class Neighbors:
         """The neighbors of codes (...), the nearest first: (..., count), int64; none of them the code itself."""
         distinct = torch.unique(codes)
         unknown = distinct[self._table[distinct, 0] < 0]
+        # |a - b|^2 is least where a . b - |b|^2 / 2 is greatest.
+        offset = self._codes.square().sum(1) / -2
         for part in unknown.split(max(1, _DISTANCES_AT_ONCE // len(self._codes))):
-            # Without the product form of the distance, which TF32 and cancellation would blur for near codes.
-            distances = torch.cdist(
-                self._codes[part], self._codes, compute_mode="donot_use_mm_for_euclid_dist"
-            )  # (m, K)
-            distances.scatter_(1, part[:, None], torch.inf)
-            self._table[part] = distances.topk(self.count, largest=False).indices
+            with full_precision():
+                nearness = torch.addmm(offset, self._codes[part], self._codes.T)  # (m, K)
+            nearness.scatter_(1, part[:, None], -torch.inf)
+            self._table[part] = nearness.topk(self.count).indices
         return self._table[codes]
 
 
