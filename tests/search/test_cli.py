@@ -98,12 +98,12 @@ BAD = {
     "an unknown backbone": (
         ["validate", "tiny.yaml", "--set", "train.model.backbone=bamba"],
         "vqsearch: --set train.model.backbone=bamba: train.model.backbone: must be one of convolution, attention, "
-        "mamba, bimamba, but got 'bamba'",
+        "mamba, bimamba, mambavision, but got 'bamba'",
     ),
     "a choice that can't be built": (
         ["validate", "tiny.yaml", "--set", "search.model.backbone={choice: [attention, bamba]}"],
         "vqsearch: --set search.model.backbone={choice: [attention, bamba]}: search.model.backbone: 'bamba' can't be "
-        "built: model.backbone: must be one of convolution, attention, mamba, bimamba, but got 'bamba'",
+        "built: model.backbone: must be one of convolution, attention, mamba, bimamba, mambavision, but got 'bamba'",
     ),
     "a baseline that can't be built": (
         [
