@@ -23,7 +23,7 @@ from vqvae.model import VQVAE
 from vqvae.train import Diverged, train
 
 GOLDEN = Path(__file__).with_name("golden.json")
-BACKBONES = ("convolution", "attention", "mamba", "bimamba")
+BACKBONES = ("convolution", "attention", "mamba", "bimamba", "mambavision")
 VALIDATION = {
     "psnr",
     "ssim",
