@@ -95,7 +95,8 @@ class ModelConfig:
     patch: int = 8
     """Pixels a token covers along each side; a power of two for the convolution backbone."""
     overlap: float = 0.0
-    """Overlap of neighboring patches as a fraction of the patch: kernel = patch x (1 + overlap); 0 to 2."""
+    """Overlap of neighboring patches as a fraction of the patch: kernel = patch x (1 + overlap); 0 to 2. The
+    convolution backbone has no patches and none of it."""
     final_convolution: bool = False
     """A last 3 x 3 convolution on the pixels, against grid artifacts."""
     mlp_ratio: int = 4

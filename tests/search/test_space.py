@@ -19,13 +19,15 @@ def test_every_space_file_loads_and_builds(path):
     assert loaded.study == path.stem
 
 
-def test_the_four_backbones_are_limited_alike():
-    limits = [yaml.safe_load((SPACES[0].parent / f"{name}.yaml").read_text())["constraints"] for name in
-              ("convolution", "attention", "mamba", "bimamba")]  # fmt: skip
+BACKBONES = ("convolution", "attention", "mamba", "bimamba", "mambavision")
+
+
+def test_the_backbones_are_limited_alike():
+    limits = [yaml.safe_load((SPACES[0].parent / f"{name}.yaml").read_text())["constraints"] for name in BACKBONES]
     assert all(limit == limits[0] for limit in limits)
 
 
-@pytest.mark.parametrize("name", ["convolution", "attention", "mamba", "bimamba"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_the_first_baseline_is_the_articles_setting(name):
     from vqvae import conversion, presets
 
@@ -36,7 +38,7 @@ def test_the_first_baseline_is_the_articles_setting(name):
         assert ours[part] == article[part]
 
 
-@pytest.mark.parametrize("name", ["convolution", "attention", "mamba", "bimamba"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_the_articles_setting_keeps_the_limits(name):
     from search.launch import measure
 
