@@ -39,6 +39,9 @@ BANDS = DISTANCE + 1
 FLUSH = 2**22
 """Pairs that are held before groups are joined."""
 
+TILE = 2048
+"""Rows, and columns, of a product of hashes."""
+
 _ONES = np.array([value.bit_count() for value in range(2**16)], dtype=np.uint8)
 
 
@@ -145,13 +148,14 @@ class _Groups:
             bits: (u, 256), 0 or 1.
         """
         signs = bits.astype(np.float32) * 2 - 1  # the product of two is 256 - 2 x their distance
-        rows = max(1, FLUSH // len(signs))
-        for start in range(0, len(signs), rows):
-            near = signs[start : start + rows] @ signs[start:].T >= bits.shape[1] - 2 * DISTANCE
-            near &= self.of[start : start + rows, None] != self.of[start:]
-            one, other = np.nonzero(near)
-            self._hold(one + start, other + start)
-            self._join()
+        for top in range(0, len(signs), TILE):
+            for left in range(top, len(signs), TILE):
+                near = signs[top : top + TILE] @ signs[left : left + TILE].T >= bits.shape[1] - 2 * DISTANCE
+                row, column = np.divmod(np.flatnonzero(near), near.shape[1])
+                one, other = row + top, column + left
+                foreign = self.of[one] != self.of[other]
+                self._hold(one[foreign], other[foreign])
+        self._join()
 
     def _hold(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
         self.pairs.append(np.stack([one, other]))
