@@ -45,6 +45,7 @@ def cli() -> None:
     vqsearch dashboard                    watch it in a browser
     vqsearch resume                       go on where it stopped
     vqsearch export --to my-model         take the best model away
+    vqsearch tokenize my-model FOLDER --to tokens.npz
     """
 
 
@@ -210,6 +211,46 @@ def reconstruct(model: str, images: tuple[str, ...], target: str) -> None:
     from search import models
 
     for line in models.reconstruct(Path(model), [Path(image) for image in images], Path(target)):
+        click.echo(line)
+
+
+@cli.command(epilog="vqsearch tokenize my-model ~/faces --to tokens.npz")
+@click.argument("model", type=click.Path())
+@click.argument("folder", type=click.Path())
+@click.option("--to", "target", required=True, metavar="FILE", help="A new file, read by numpy.load.")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at once.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto takes a GPU if there is one.",
+)
+@quiet_option
+def tokenize(model: str, folder: str, target: str, batch: int, device: str, quiet: bool) -> None:
+    """Encode every picture below a folder to the indices of a model's codes, for a model of the tokens.
+
+    \b
+    The file holds   indices (pictures, rows, columns), names (pictures),
+                     codebook_size, resolution, patch, config (JSON)
+    and decodes by   vqvae.load(MODEL).decode(torch.from_numpy(indices.astype("int64")))
+    """
+    from rich.progress import Progress
+
+    from search import models
+
+    console = _console()
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("encoding", total=None)
+        lines = models.tokenize(
+            Path(model),
+            Path(folder).expanduser(),
+            Path(target),
+            batch_size=batch,
+            device=device,
+            tell=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for line in lines[-1:] if quiet else lines:
         click.echo(line)
 
 

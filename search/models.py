@@ -180,6 +180,8 @@ def _require_weights(config: TrainConfig) -> None:
 
 def _left_out(files: Sequence[str]) -> list[str]:
     """The pictures that were left out, in a few lines."""
+    if not files:
+        return []
     lines = [f"{len(files)} {'picture' if len(files) == 1 else 'pictures'} left out:"]
     lines += [f"  {file}" for file in files[:NAMED]]
     return lines + ([f"  and {len(files) - NAMED} more"] if len(files) > NAMED else [])
@@ -282,6 +284,52 @@ def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
         psnr = float(metrics.psnr(decoded, original)[0])
         lines.append(f"{image} -> {result}  {original.shape[3]} x {original.shape[2]}, PSNR {psnr:.2f} dB")
     return lines
+
+
+def tokenize(
+    model: Path,
+    folder: Path,
+    target: Path,
+    *,
+    batch_size: int,
+    device: str = "auto",
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[str]:
+    """Encode every picture below a folder into a file of indices, see `vqvae.tokens.write`.
+
+    Args:
+        model: an exported model, or a checkpoint.
+        folder: of pictures.
+        target: the file, which does not exist yet.
+        batch_size: pictures at once.
+        device: auto (cuda where there is one, else cpu), cpu or cuda.
+        tell: called with the number of pictures done, and of all.
+
+    Returns:
+        Lines that say what was written, and what was left out.
+
+    Raises:
+        VqvaeError: no model or no pictures there, or `target` can't be written.
+        UserError: no such device, or too little memory on it.
+    """
+    import torch
+
+    from vqvae import checkpoint, tokens
+
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise UserError("--device: must be cpu or auto, since torch finds no CUDA device, but got 'cuda'")
+    place = "cuda" if there and device != "cpu" else "cpu"
+    config = checkpoint.load_config(model)
+    try:
+        network = checkpoint.load(model, place)
+        written = tokens.write(network, config, folder, target, batch_size=batch_size, tell=tell)
+    except torch.OutOfMemoryError:
+        raise UserError(f"--batch: {batch_size} pictures at once take more memory than {place} has") from None
+    count, rows, columns = written.tokens
+    codes = network.quantizer.codebook_size
+    what = f"{count} {'picture' if count == 1 else 'pictures'}, {rows} x {columns} tokens of {codes} codes each"
+    return [*_left_out(written.left_out), f"{what}, {written.kind} -> {target}"]
 
 
 def in_tiles(network: VQVAE, image: Tensor) -> Tensor:

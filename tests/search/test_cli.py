@@ -87,8 +87,8 @@ BAD = {
     ),
     "a missing folder of images": (
         ["launch", "tiny.yaml", "--set", "train.data={source: folder, path: /no/such/folder, resolution: 64}"],
-        "vqsearch: /no/such/folder: no such folder; expected one with pictures (.jpg, .jpeg, .png, .webp, .bmp, .tif, "
-        ".tiff)",
+        "vqsearch: /no/such/folder: no such folder; expected one with pictures (.jpg, .jpeg, .png, .webp, .bmp, .gif, "
+        ".tif, .tiff)",
     ),
     "settings that can't be built": (
         ["validate", "tiny.yaml", "--set", "train.model.head_size=5"],
@@ -147,6 +147,10 @@ BAD = {
     ),
     "no model to reconstruct with": (
         ["reconstruct", "nowhere", "cat.png", "--to", "x"],
+        "vqsearch: nowhere: no such folder; expected a model or a checkpoint of vqsearch",
+    ),
+    "no model to tokenize with": (
+        ["tokenize", "nowhere", "faces", "--to", "x.npz"],
         "vqsearch: nowhere: no such folder; expected a model or a checkpoint of vqsearch",
     ),
     "no config to train": (
@@ -278,7 +282,7 @@ def test_a_run_without_files_of_weights_is_refused_at_once_with_the_ways_on(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_pictures_is_trained_on_quietly(tmp_path):
+def test_a_folder_of_pictures_is_trained_on_quietly_and_tokenized(tmp_path):
     (tmp_path / "faces").mkdir()
     for number in range(12):
         noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -299,6 +303,11 @@ def test_a_folder_of_pictures_is_trained_on_quietly(tmp_path):
     assert ran.stdout.splitlines()[0] == "the model is in mine/model"
     config = json.loads((tmp_path / "mine" / "model" / "config.json").read_text())["config"]
     assert (config["steps"], config["data"]["source"], config["data"]["path"]) == (2, "folder", f"{tmp_path}/faces")
+    ran = run("tokenize", "mine/model", "faces", "--to", "out/tokens.npz", "--batch", "5", cwd=tmp_path)
+    assert ran.stdout == "12 pictures, 4 x 4 tokens of 16 codes each, uint8 -> out/tokens.npz\n"
+    assert np.load(tmp_path / "out" / "tokens.npz")["indices"].shape == (12, 4, 4)
+    again = refused("tokenize", "mine/model", "faces", "--to", "out/tokens.npz", cwd=tmp_path)
+    assert again == "vqsearch: out/tokens.npz: there already; expected a new file"
 
 
 def test_a_flag_mends_a_config_before_it_is_checked(tmp_path):

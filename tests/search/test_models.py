@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 from PIL import Image
 
+import vqvae
 from search import models, records
 from search.errors import OutputError, UserError
+from vqvae import pictures
 from vqvae.config import TrainConfig, VqvaeError
 from vqvae.conversion import replace
 
@@ -232,3 +235,47 @@ def test_a_folder_that_reconstructions_cannot_go_to_is_named(trained, picture):
     with pytest.raises(OutputError) as caught:
         models.reconstruct(trained / "model", [picture], Path("/dev/null/x"))
     assert str(caught.value) == UNWRITABLE
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Three pictures of the model's own size, and a broken one."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for number in range(3):
+        colors = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(colors).save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_tokens_decode_to_the_pictures_that_reconstruct_makes(trained, faces, tmp_path):
+    told = []
+    lines = models.tokenize(
+        trained / "model", faces, tmp_path / "tokens.npz", batch_size=2, tell=lambda *numbers: told.append(numbers)
+    )
+    assert lines == [
+        "1 picture left out:",
+        f"  {faces}/broken.png: cannot identify image file",
+        f"3 pictures, 4 x 4 tokens of 16 codes each, uint8 -> {tmp_path}/tokens.npz",
+    ]
+    assert told == [(2, 4), (4, 4)]
+    found = np.load(tmp_path / "tokens.npz")
+    images = vqvae.load(trained / "model").decode(torch.from_numpy(found["indices"].astype("int64")))
+    models.reconstruct(trained / "model", [faces / name for name in found["names"]], tmp_path / "r")
+    for name, decoded in zip(found["names"], pictures.to_pictures(images), strict=True):
+        sheet = np.asarray(Image.open(tmp_path / "r" / f"{Path(str(name)).stem}.reconstruction.png"))
+        assert np.abs(sheet[64:].astype(int) - decoded).max() <= 1  # rounding, of another batch
+
+
+def test_tokens_are_made_from_a_checkpoint_too(trained, faces, tmp_path):
+    for name, folder in (("a", "model"), ("b", "checkpoints/step-00000006")):
+        models.tokenize(trained / folder, faces, tmp_path / f"{name}.npz", batch_size=4, device="cpu")
+    assert np.array_equal(np.load(tmp_path / "a.npz")["indices"], np.load(tmp_path / "b.npz")["indices"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused(trained, faces, tmp_path):
+    with pytest.raises(UserError) as caught:
+        models.tokenize(trained / "model", faces, tmp_path / "tokens.npz", batch_size=4, device="cuda")
+    assert str(caught.value) == "--device: must be cpu or auto, since torch finds no CUDA device, but got 'cuda'"
