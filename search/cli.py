@@ -218,6 +218,11 @@ def reconstruct(model: str, images: tuple[str, ...], target: str) -> None:
 @click.argument("model", type=click.Path())
 @click.argument("folder", type=click.Path())
 @click.option("--to", "target", required=True, metavar="FILE", help="A new file, read by numpy.load.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    help="Only the pictures that the model's config puts there. Default: all.",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at once.")
 @click.option(
     "--device",
@@ -227,7 +232,7 @@ def reconstruct(model: str, images: tuple[str, ...], target: str) -> None:
     help="Where the model runs; auto takes a GPU if there is one.",
 )
 @quiet_option
-def tokenize(model: str, folder: str, target: str, batch: int, device: str, quiet: bool) -> None:
+def tokenize(model: str, folder: str, target: str, split: str | None, batch: int, device: str, quiet: bool) -> None:
     """Encode every picture below a folder to the indices of a model's codes, for a model of the tokens.
 
     \b
@@ -248,6 +253,7 @@ def tokenize(model: str, folder: str, target: str, batch: int, device: str, quie
             Path(target),
             batch_size=batch,
             device=device,
+            split=split or "",
             tell=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for line in lines[-1:] if quiet else lines:

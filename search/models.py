@@ -293,6 +293,7 @@ def tokenize(
     *,
     batch_size: int,
     device: str = "auto",
+    split: str = "",
     tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[str]:
     """Encode every picture below a folder into a file of indices, see `vqvae.tokens.write`.
@@ -303,6 +304,7 @@ def tokenize(
         target: the file, which does not exist yet.
         batch_size: pictures at once.
         device: auto (cuda where there is one, else cpu), cpu or cuda.
+        split: train, validation or test: only the pictures that the model's config puts there.
         tell: called with the number of pictures done, and of all.
 
     Returns:
@@ -323,7 +325,7 @@ def tokenize(
     config = checkpoint.load_config(model)
     try:
         network = checkpoint.load(model, place)
-        written = tokens.write(network, config, folder, target, batch_size=batch_size, tell=tell)
+        written = tokens.write(network, config, folder, target, batch_size=batch_size, split=split, tell=tell)
     except torch.OutOfMemoryError:
         raise UserError(f"--batch: {batch_size} pictures at once take more memory than {place} has") from None
     count, rows, columns = written.tokens

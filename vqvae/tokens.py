@@ -20,9 +20,10 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vqvae import pictures, sources
+from vqvae import cache, pictures, sources
 from vqvae.config import VqvaeError
 from vqvae.conversion import to_dict
+from vqvae.data import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,9 +57,10 @@ def write(
     target: Path,
     *,
     batch_size: int = 16,
+    split: str = "",
     tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Written:
-    """Encodes every picture below a folder, made square as the model's training did it (data.fit).
+    """Encodes every picture below a folder, or those of a split, made square as the model's training did it (data.fit).
 
     The file holds, and `numpy.load` gives without unpickling anything: indices (n, y, x), uint8, uint16 or uint32; the
     pictures' names (n), their paths in the folder, in the order of which they stand; codebook_size, resolution, patch;
@@ -71,14 +73,21 @@ def write(
         folder: searched in depth for picture files.
         target: a file that does not exist yet.
         batch_size: pictures at once.
+        split: train, validation or test: only the pictures that the model's config puts there. Splits depend on names,
+            so this is the model's own one if the folder holds what the model was trained on, wherever it lies now.
         tell: called with the number of pictures done, and of all, after every batch.
 
     Raises:
-        DataError: no such folder, or none with pictures.
+        DataError: no such folder, none with pictures, or too few for splits.
         TokensError: `target` is there, or can't be written; or no picture could be read.
     """
     data = dataclasses.replace(config.data, source="folder", path=str(folder))
     files = list(sources.find(data).pictures())
+    if split:
+        chosen = _names(data, split)
+        files = [(name, file) for name, file in files if name in chosen]
+        if not files:
+            raise TokensError(f"{folder}: its split {split} is empty; expected one with pictures")
     size = model.quantizer.codebook_size
     indices = np.empty((len(files), model.rows, model.rows), np.min_scalar_type(size - 1))
     device = next(model.parameters()).device
@@ -107,6 +116,14 @@ def write(
             config=json.dumps(to_dict(config)),
         )
     return Written((len(names), model.rows, model.rows), indices.dtype.name, tuple(left_out))
+
+
+def _names(data: DataConfig, split: str) -> set[str]:
+    """The pictures of a split; they are decoded into the cache of training if they are not there."""
+    known = cache.decoded(sources.find(data), data).names
+    splits = load(data)
+    images = {"train": splits.train, "validation": splits.validation, "test": splits.test}[split]
+    return {known[row] for row in images.rows}
 
 
 def _batches(

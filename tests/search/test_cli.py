@@ -306,6 +306,9 @@ def test_a_folder_of_pictures_is_trained_on_quietly_and_tokenized(tmp_path):
     ran = run("tokenize", "mine/model", "faces", "--to", "out/tokens.npz", "--batch", "5", cwd=tmp_path)
     assert ran.stdout == "12 pictures, 4 x 4 tokens of 16 codes each, uint8 -> out/tokens.npz\n"
     assert np.load(tmp_path / "out" / "tokens.npz")["indices"].shape == (12, 4, 4)
+    part = ["--split", "test", "--to", "test.npz", "-q"]
+    ran = run("tokenize", "mine/model", "faces", *part, cwd=tmp_path)
+    assert ran.stdout == "1 picture, 4 x 4 tokens of 16 codes each, uint8 -> test.npz\n"
     again = refused("tokenize", "mine/model", "faces", "--to", "out/tokens.npz", cwd=tmp_path)
     assert again == "vqsearch: out/tokens.npz: there already; expected a new file"
 

@@ -1,5 +1,6 @@
 """A folder of pictures as a file of indices."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ import vqvae
 from vqvae import checkpoint, pictures, tokens
 from vqvae.config import TrainConfig
 from vqvae.conversion import from_dict, replace
+from vqvae.data import load
 from vqvae.model import build_model
 from vqvae.sources import DataError
 from vqvae.tokens import TokensError
@@ -93,6 +95,24 @@ def test_pictures_become_square_as_in_training(model, config, folder, tmp_path):
     square = pictures.fit(pictures.read(folder / NAMES[1], 32), 32, "stretch")
     wanted = model.encode(pictures.to_images(square[None]))[0]
     assert np.array_equal(np.load(tmp_path / "tokens.npz")["indices"][1], wanted)
+
+
+def test_a_split_holds_the_pictures_that_training_puts_there(model, config, folder, tmp_path):
+    data = {"cache": str(tmp_path / "cache"), "validation_fraction": 0.3, "test_fraction": 0.2, "group_by": "file"}
+    config = replace(config, {f"data.{name}": value for name, value in data.items()})
+    names = []
+    for split in ("train", "validation", "test"):
+        written = tokens.write(model, config, folder, tmp_path / f"{split}.npz", split=split)
+        assert written.left_out == ()
+        found = np.load(tmp_path / f"{split}.npz")
+        images = getattr(load(dataclasses.replace(config.data, source="folder", path=str(folder))), split)
+        assert np.array_equal(model.encode(pictures.to_images(images[np.arange(len(images))])), found["indices"])
+        names += found["names"].tolist()
+    assert sorted(names) == sorted(NAMES)
+    without = replace(config, {"data.test_fraction": 0.0})
+    with pytest.raises(TokensError) as caught:
+        tokens.write(model, without, folder, tmp_path / "none.npz", split="test")
+    assert str(caught.value) == f"{folder}: its split test is empty; expected one with pictures"
 
 
 def refusal(kind, *arguments):
