@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae.codes import Quantized, Quantizer, step_generator, straight_through
+from vqvae.codes import Quantized, Quantizer, full_precision, step_generator, straight_through
 from vqvae.config import QuantizerConfig
 
 
@@ -45,7 +45,8 @@ class GumbelQuantizer(Quantizer):
 
         Losses: kl, from the distribution of each vector's code to the uniform one, in nats, times its weight.
         """
-        logits = self.to_logits(vectors)
+        with full_precision():  # so that a code does not hang on the trainer's choice of TF32
+            logits = self.to_logits(vectors)
         log_probabilities = logits.log_softmax(-1)
         divergence = (log_probabilities.exp() * log_probabilities).sum(-1).mean() + math.log(self.codebook_size)
         losses = {"kl": self.kl_weight * divergence}
@@ -53,8 +54,8 @@ class GumbelQuantizer(Quantizer):
             indices = logits.argmax(-1)
             return Quantized(self.decode(indices), indices, losses)
         # [1, eq. 1]: minus the logarithm of a draw from the exponential distribution is one from Gumbel's.
-        waits = torch.empty_like(logits).exponential_(generator=self._generator)
-        scores = logits - waits.clamp_(min=torch.finfo(waits.dtype).tiny).log_()
+        waits = torch.empty_like(logits).exponential_(generator=self._generator)  # never zero
+        scores = logits - waits.log_()
         indices = scores.argmax(-1)
         soft = (scores / self.temperature).softmax(-1) @ self.codebook.detach()  # [1, eq. 2]
         return Quantized(straight_through(soft, self.decode(indices)), indices, losses)

@@ -24,8 +24,8 @@ from vqvae.codes import (
 )
 from vqvae.config import QuantizerConfig
 
-USAGE_DECAY = 0.95
-"""Decay, an optimizer step, of how often a code is drawn: `revive_below` looks at the last twenty steps or so."""
+USAGE_DECAY = 0.9
+"""Decay, an optimizer step, of how often a code is drawn: `revive_below` looks at the last ten steps or so."""
 
 ESTIMATORS = {"straight-through": straight_through, "rotation": rotated}
 """Gradients past the nearest code, by the name that `quantizer.estimator` gives."""

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae.codes import Quantizer
 from vqvae.config import QuantizerConfig, TrainConfig
@@ -202,6 +203,33 @@ def test_a_copy_has_buffers_of_the_same_shapes_at_any_time(label: str) -> None:
     _trained(quantizer, range(1, 4), torch.randn(4, 2, 60, quantizer.code_dim))
     shapes = [[(name, buffer.shape) for name, buffer in each.named_buffers()] for each in (quantizer, copied)]
     assert shapes[0] == shapes[1]
+
+
+class _Precisions(TorchDispatchMode):
+    """Remembers in which precision matrices of float32 were multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "mm" in str(func):
+            self.seen.add(torch.backends.cuda.matmul.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+@EVERY
+def test_indices_and_codes_do_not_hang_on_tf32(label: str) -> None:
+    quantizer = _build(label).eval()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with _Precisions() as precisions:
+            quantizer.decode(quantizer(torch.randn(2, 9, quantizer.code_dim)).indices)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert precisions.seen <= {"ieee"}
+    assert bool(precisions.seen) != label.startswith("fsq")
 
 
 @EVERY

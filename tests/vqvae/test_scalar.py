@@ -153,6 +153,11 @@ def test_a_code_is_the_nearest_of_all_and_its_first_sign_the_lowest_bit(kind: ty
     assert every.abs().unique().tolist() == [pytest.approx(1.0 if kind is LFQ else 6**-0.5)]
 
 
+@BINARY
+def test_zero_counts_as_negative(kind: type[LFQ] | type[BSQ]) -> None:
+    assert _binary(kind)(torch.zeros(1, 1, 6)).indices.item() == 0
+
+
 def _naive(vectors: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Both entropies by a softmax over all codes."""
     logits = -torch.cdist(vectors, codes).square() / temperature

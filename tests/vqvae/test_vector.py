@@ -264,6 +264,11 @@ def test_nothing_moves_outside_of_a_step_in_evaluation_and_without_vectors(setti
     _step(quantizer)
     _step(quantizer.eval(), torch.randn(2, 60, 6))
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    _step(quantizer.train(), torch.randn(2, 60, 6))
+    before = copy.deepcopy(quantizer.state_dict())
+    quantizer(torch.randn(2, 60, 6))
+    quantizer.end_step()
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
 @LEARNING
@@ -312,6 +317,18 @@ def _one_sided(quantizer: VectorQuantizer) -> Tensor:
     return drawn
 
 
+def test_a_restarted_average_weighs_as_one_vector_and_forgets_what_it_was() -> None:
+    quantizer = _quantizer(codebook_size=2, code_dim=1, update="ema", ema_decay=0.75, revive_below=0.5)
+    quantizer.codebook.copy_(torch.tensor([[1.0], [-50.0]]))
+    quantizer.counts.fill_(8)
+    quantizer.usage[1] = 0
+    _step(quantizer, torch.full((1, 5, 1), 2.0))
+    assert (quantizer.codebook[1].item(), quantizer.counts[1].item()) == (2, 0.25)
+    quantizer.codebook[0] = -50
+    _step(quantizer, torch.full((1, 1, 1), 4.0))
+    torch.testing.assert_close(quantizer.codebook[1, 0].item(), (0.75 * 2 + 4) / (0.75 + 1))
+
+
 def test_restarts_differ_by_seed_and_step_alone() -> None:
     def restarted(step: int, seed: int) -> Tensor:
         torch.manual_seed(step + seed)
@@ -354,7 +371,7 @@ def test_usage_is_the_share_of_the_vectors_that_a_code_draws() -> None:
     quantizer = _quantizer(codebook_size=4, code_dim=1, revive_below=1e-6)
     quantizer.codebook.data = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     vectors = torch.tensor([[[0.0], [0.1], [1.0], [2.0], [2.1], [2.2], [0.2], [0.3]]])
-    for step in range(1, 200):
+    for step in range(1, 100):
         _step(quantizer, vectors, step=step)
     torch.testing.assert_close(quantizer.usage, torch.tensor([2.0, 0.5, 1.5, 0.0]), atol=1e-4, rtol=0)
 
