@@ -138,15 +138,18 @@ def _locked(place: Path, tell: Callable[[Decoding], None]) -> Iterator[None]:
             lock.acquire(timeout=TELL_EVERY_S)
             break
         except filelock.Timeout:
-            try:
-                state = json.loads((place.with_suffix(".partial") / "progress.json").read_text())
-                tell(Decoding(state["done"], state["total"], state["who"]))
-            except (OSError, ValueError, KeyError):  # not written yet, or just being written
-                tell(Decoding(0, 0, "another process"))
+            tell(_of_another(place.with_suffix(".partial") / "progress.json"))
     try:
         yield
     finally:
         lock.release()
+
+
+def _of_another(progress: Path) -> Decoding:
+    try:
+        return Decoding(*json.loads(progress.read_text()))
+    except (OSError, ValueError, TypeError):  # not written yet, or just being written
+        return Decoding(0, 0, "another process")
 
 
 def _make(source: Source, config: DataConfig, place: Path, tell: Callable[[Decoding], None]) -> None:
@@ -162,7 +165,7 @@ def _make(source: Source, config: DataConfig, place: Path, tell: Callable[[Decod
         raise
 
 
-@dataclass(kw_only=False)
+@dataclass
 class _Report:
     """Tells of progress, here and to processes that wait, at most once in `TELL_EVERY_S`."""
 
@@ -175,13 +178,14 @@ class _Report:
     def __call__(self, done: int, *, last: bool = False) -> None:
         if last or time.monotonic() >= self.told_at + TELL_EVERY_S:
             self.told_at = time.monotonic()
-            self.file.write_text(json.dumps({"done": done, "total": self.total or done * last, "who": self.who}))
-            self.tell(Decoding(done, self.total or done * last))
+            total = self.total or done * last
+            self.file.write_text(json.dumps(Decoding(done, total, self.who)))
+            self.tell(Decoding(done, total))
 
 
 def _write(source: Source, config: DataConfig, folder: Path, report: _Report) -> None:
     names: list[str] = []
-    hashes = []
+    hashes = bytearray()
     unread = {}
     small = []
     done = 0
@@ -197,18 +201,20 @@ def _write(source: Source, config: DataConfig, folder: Path, report: _Report) ->
             else:
                 file.write(made.pixels.data)
                 names.append(name)
-                hashes.append(made.hash)
+                hashes += made.hash
             report(done)
         file.flush()
         os.fsync(file.fileno())
-    np.save(folder / "groups.npy", duplicates.group(np.array(hashes)))
+    np.save(
+        folder / "groups.npy", duplicates.group(np.frombuffer(hashes, np.uint16).reshape(len(names), duplicates.WORDS))
+    )
     (folder / "index.json").write_text(json.dumps({"names": names, "unread": unread, "small": small}))
     report(done, last=True)
 
 
 class _Prepared(NamedTuple):
     pixels: NDArray[np.uint8]
-    hash: NDArray[np.uint16]
+    hash: bytes
 
 
 def _prepared(config: DataConfig, picture: tuple[str, Path | bytes]) -> tuple[str, _Prepared | str | None]:
@@ -238,7 +244,7 @@ def _prepared(config: DataConfig, picture: tuple[str, Path | bytes]) -> tuple[st
         return name, "cannot identify image file"
     except pictures.UNREADABLE as error:
         return name, str(error) or type(error).__name__
-    return name, _Prepared(pixels, duplicates.perceptual_hash(pixels))
+    return name, _Prepared(pixels, duplicates.perceptual_hash(pixels).tobytes())
 
 
 def _in_order(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:

@@ -36,6 +36,9 @@ LEAST_BITS = 24
 BANDS = DISTANCE + 1
 """Hashes that differ in at most `DISTANCE` bits agree in one of so many bands, so only those are compared."""
 
+WORDS = 20
+"""Of 16 bits each in a hash: 16 of its bits, 4 of an exact digest."""
+
 FLUSH = 2**22
 """Pairs that are held before groups are joined."""
 

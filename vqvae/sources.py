@@ -40,7 +40,7 @@ class Source:
     total: int
     """Number of pictures, broken ones included; 0 where that is not known before they are read."""
     pictures: Callable[[], Iterator[tuple[str, Path | bytes]]]
-    """Gives each picture's name, which no other one bears, and its file or content; always in the same order."""
+    """Gives the name of each picture and its file or content, always in the same order."""
 
 
 def find(config: DataConfig) -> Source:

@@ -47,7 +47,7 @@ def made(folder):
     return {path: path.stat().st_mtime_ns for path in (folder.parent / "cache").glob("*/pixels.raw")}
 
 
-def start(folder, sleep_s, **options):
+def start(folder, sleep_s):
     """A process that decodes a folder, so many seconds a picture, and prints how many it decoded and got."""
     code = (
         "import sys, time; from PIL import Image\n"
@@ -60,7 +60,7 @@ def start(folder, sleep_s, **options):
         "print(len(opened), len(found.names))\n"
     )
     command = [sys.executable, "-c", code, str(folder), str(folder.parent / "cache")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def begun(folder):
@@ -153,6 +153,14 @@ def test_random_damage_never_ends_the_decoding(folder):
     found = decoded(folder)
     assert len(found.names) + len(found.unread) == 12 + 6 * 41
     assert len(found.unread) > 20
+
+
+def test_a_crop_of_a_large_jpeg_is_taken_at_its_own_scale(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "large.jpg")
+    found = decoded(folder, fit="crop")
+    whole = np.asarray(Image.open(folder / "large.jpg"))
+    assert np.array_equal(found.pixels[found.names.index("large.jpg")], whole[46:54, 56:64])
 
 
 def test_small_pictures_are_enlarged_or_left_out_as_asked(folder):
@@ -263,15 +271,19 @@ def test_too_little_room_is_seen_before_anything_is_decoded(folder, monkeypatch)
 
 
 def test_a_disk_that_fills_up_while_decoding_is_one_clear_line(folder):
-    def limit():  # the nearest to a full disk that needs no rights: a file may have 1,000 bytes, and not 2,304
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    _, printed = start(folder, 0.0, preexec_fn=limit).communicate(timeout=WALL_S)
-    assert printed.splitlines()[-1] == (
-        f"vqvae.sources.DataError: {folder.parent}/cache: cannot hold the cache of decoded images (0 MiB): "
-        f"File too large; expected a folder with room (data.cache)"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The nearest to a full disk that needs no rights: a file may have 1,000 bytes, and not 12 x 8 x 8 x 3.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DataError) as caught:
+            decoded(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == (
+        f"{folder.parent}/cache: cannot hold the cache of decoded images (0 MiB): File too large; "
+        f"expected a folder with room (data.cache)"
     )
-    assert os.listdir(folder.parent / "cache") == [next((folder.parent / "cache").glob("*.lock")).name]
+    assert [path.suffix for path in (folder.parent / "cache").iterdir()] == [".lock"]
 
 
 def test_a_damaged_cache_is_named(folder):

@@ -77,6 +77,14 @@ def test_twelve_differing_bits_are_found_wherever_they_are_and_thirteen_are_too_
     assert duplicates.group(hashes([bits, flipped(bits, places | {extra})])).tolist() == [0, int(extra not in places)]
 
 
+def test_a_pair_that_agrees_in_one_band_alone_is_found_among_many_that_agree_in_it_too():
+    generator = np.random.default_rng(0)
+    bits = generator.random((2000, 256)) < 0.3
+    bits[:60, :: duplicates.BANDS] = bits[0, :: duplicates.BANDS]
+    pair = flipped(bits[0], range(1, duplicates.BANDS))
+    assert duplicates.group(hashes([*bits, pair])).tolist() == [*range(2000), 0]
+
+
 def reference(bits):
     """Groups by comparing all pairs, one after another."""
     group = list(range(len(bits)))
