@@ -307,7 +307,7 @@ def train(
         settings = models.read_config(config or "", changes)
     view = RunView(_console(), settings, quiet)
     with view.watching():
-        stopped = models.train(settings, Path(target), view.say, view.show)
+        stopped = models.train(settings, Path(target), view.say, view.show, view.decoding)
     for line in models.outcome(Path(target), stopped):
         click.echo(line)
     if stopped:

@@ -12,15 +12,12 @@ from typing import Any
 
 import optuna
 
-from search import cluster, lease, output, records, storage, study
+from search import cluster, lease, output, progress, records, storage, study
 from search.errors import VqsearchError
 from search.progress import View
 from search.space import Space
 from search.study import OpenStudy
 from vqvae.config import ConfigError, TrainConfig
-
-SHOWN = 10
-"""Unreadable files that are named."""
 
 
 def launch(
@@ -180,20 +177,8 @@ def prepare_data(space: Space, view: View) -> None:
     """
     from vqvae import data
 
-    splits = data.load(space.base.data)
-    view.message(
-        f"{len(splits.train):,} training and {len(splits.validation):,} validation images of "
-        f"{space.base.data.resolution} px"
-    )
-    if splits.skipped:
-        count = len(splits.skipped)
-        view.message(
-            f"{count:,} {'file could not be read and is' if count == 1 else 'files could not be read and are'} skipped:"
-        )
-        for line in splits.skipped[:SHOWN]:
-            view.message(f"  {line}")
-        if len(splits.skipped) > SHOWN:
-            view.message(f"  and {len(splits.skipped) - SHOWN:,} more")
+    for line in progress.images(data.load(space.base.data), space.base.data):
+        view.message(line)
 
 
 def measure() -> Callable[[TrainConfig], Mapping[str, float]]:

@@ -26,11 +26,9 @@ from vqvae.presets import preset
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vqvae.data import Decoding
     from vqvae.model import VQVAE
     from vqvae.train import Progress
-
-NAMED = 10
-"""Pictures left out that are told one by one."""
 
 
 def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
@@ -79,14 +77,16 @@ def train(
     target: Path,
     say: Callable[[str], None] = lambda _: None,
     show: Callable[[Progress], None] = lambda _: None,
+    decoding: Callable[[Decoding], None] = lambda _: None,
 ) -> int:
     """Train one model; its last checkpoint, and at the end the exported model, lie in `target`.
 
     Args:
         config: what to train.
         target: a new folder, or that of the same run, which then goes on.
-        say: takes lines: where the run goes on from, pictures that were left out.
+        say: takes lines: where the run goes on from, what its pictures are and which were left out.
         show: takes each report.
+        decoding: told how far the pictures are, before the first report.
 
     Returns:
         0, or the number of the signal that stopped it; a second call goes on.
@@ -96,7 +96,7 @@ def train(
         OutputError: `target` can't be written.
         VqvaeError: what `vqvae.train.train` raises.
     """
-    from vqvae import checkpoint
+    from vqvae import checkpoint, data
     from vqvae import train as training
 
     _require_weights(config)
@@ -111,14 +111,12 @@ def train(
         last = latest(target)
         if last is not None:
             say(f"going on from {last}")
+        for line in progress.images(data.load(config.data, decoding), config.data):
+            say(line)
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        told, measured = False, {}
+        measured: dict[str, float] = {}
         try:
             for report in training.train(config, last, lambda: bool(caught)):
-                if report.skipped and not told:
-                    for each in _left_out(report.skipped):
-                        say(each)
-                    told = True
                 show(report)
                 folder = target / "checkpoints" / f"step-{report.step:08d}"
                 with _writing(target):
@@ -176,15 +174,6 @@ def _require_weights(config: TrainConfig) -> None:
     except weights.WeightsError as error:
         flags = " ".join(f"--set {each}" for each in error.without)
         raise UserError(f"{error.problem}; or do without: {flags}") from None
-
-
-def _left_out(files: Sequence[str]) -> list[str]:
-    """The pictures that were left out, in a few lines."""
-    if not files:
-        return []
-    lines = [f"{len(files)} {'picture' if len(files) == 1 else 'pictures'} left out:"]
-    lines += [f"  {file}" for file in files[:NAMED]]
-    return lines + ([f"  and {len(files) - NAMED} more"] if len(files) > NAMED else [])
 
 
 @contextmanager
@@ -331,7 +320,7 @@ def tokenize(
     count, rows, columns = written.tokens
     codes = network.quantizer.codebook_size
     what = f"{count} {'picture' if count == 1 else 'pictures'}, {rows} x {columns} tokens of {codes} codes each"
-    return [*_left_out(written.left_out), f"{what}, {written.kind} -> {target}"]
+    return [*progress.left_out(written.left_out), f"{what}, {written.kind} -> {target}"]
 
 
 def in_tiles(network: VQVAE, image: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.study import StudyDirection
@@ -28,9 +28,15 @@ from search import records
 from search.parameters import settings
 from search.space import Space
 from search.study import OpenStudy
-from vqvae.config import COSTS
+from vqvae.config import COSTS, DataConfig
+
+if TYPE_CHECKING:
+    from vqvae.data import Splits
 
 PLAIN_EVERY_S = 30.0
+
+NAMED = 10
+"""Pictures left out that are told one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,27 @@ def summary(study: optuna.Study, space: Space) -> list[str]:
         lines.append(f"best: trial {now.best.number}, {space.objective.metric} {now.best.value:.5g}")
         lines.append(f"      {settings(now.best.params)}")
     return lines
+
+
+def images(splits: Splits, config: DataConfig) -> list[str]:
+    """What was found in a set of pictures, and what was left out of it, in lines."""
+    lines = [
+        f"{len(splits.train):,} training and {len(splits.validation):,} validation images of {config.resolution} px"
+    ]
+    if splits.near_duplicates:
+        together = ", and stay with them in one split" if config.group_by == "near-duplicates" else ""
+        lines.append(f"near-duplicates of other pictures: {splits.near_duplicates:,}{together}")
+    if splits.small:
+        lines.append(f"left out, smaller than {config.resolution} px: {splits.small:,}")
+    return lines + left_out(splits.skipped)
+
+
+def left_out(files: Sequence[str]) -> list[str]:
+    """Pictures that could not be read, in a few lines."""
+    if not files:
+        return []
+    more = [f"  and {len(files) - NAMED:,} more"] if len(files) > NAMED else []
+    return [f"left out, could not be read: {len(files):,}", *(f"  {file}" for file in files[:NAMED]), *more]
 
 
 _WORDS = {

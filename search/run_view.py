@@ -16,6 +16,7 @@ from search.progress import PLAIN_EVERY_S, duration
 from vqvae.config import COSTS, TrainConfig
 
 if TYPE_CHECKING:
+    from vqvae.data import Decoding
     from vqvae.train import Progress
 
 
@@ -32,6 +33,7 @@ class RunView:
         self.console = console
         self._config = config
         self._quiet = quiet
+        self._preparing = "reading the images and building the model"
         self._report: Progress | None = None
         self._rate = 0.0
         self._printed = -math.inf
@@ -51,6 +53,15 @@ class RunView:
             with contextlib.suppress(OSError):  # The terminal may be gone; the run goes on.
                 self.console.print(Text(line), soft_wrap=True)
 
+    def decoding(self, how_far: Decoding) -> None:
+        """How far the pictures are, which are decoded once; a line every half minute where there is no terminal."""
+        of = f" of {how_far.total:,}" if how_far.total else ""
+        by = f", by {how_far.waiting_for}" if how_far.waiting_for else ""
+        self._preparing = f"decoding the pictures: {how_far.done:,}{of}{by}"
+        if not self.console.is_terminal and time.monotonic() - self._printed > PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            self.say(self._preparing)
+
     def show(self, report: Progress) -> None:
         """What the trainer reports; between evaluations a line every half minute where there is no terminal."""
         self._report = report
@@ -68,7 +79,7 @@ class RunView:
         """Where the run is."""
         report, steps = self._report, self._config.steps
         if report is None:
-            return Text("reading the images and building the model", style="dim")
+            return Text(self._preparing, style="dim")
         width = max(min(self.console.width - 70, 40), 10)
         filled = width * report.step // steps
         words = [f"{report.step}/{steps} steps"]

@@ -315,6 +315,6 @@ def test_a_corrupt_picture_is_skipped_counted_and_named(tiny_file, tmp_path):
     (folder / "broken.jpg").write_bytes(b"no picture at all")
     source = f"train.data={{source: folder, path: {folder}, resolution: 64, cache: {tmp_path}/cache}}"
     printed = vqsearch("launch", str(tiny_file), "--trials", "1", "--set", source, cwd=tmp_path)
-    assert "1 file could not be read and is skipped:\n" in printed
+    assert "left out, could not be read: 1\n" in printed
     assert "broken.jpg: " in printed
     assert counted(tmp_path) == 1

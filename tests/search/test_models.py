@@ -20,6 +20,7 @@ from search.errors import OutputError, UserError
 from vqvae import pictures
 from vqvae.config import TrainConfig, VqvaeError
 from vqvae.conversion import replace
+from vqvae.data import Decoding
 
 
 def tiny(**settings):
@@ -79,8 +80,9 @@ def test_a_signal_stops_a_run_and_a_second_call_goes_on_as_if_nothing_had_been(t
     assert models.outcome(tmp_path, number) == [f"stopped; the same command goes on from {kept}"]
     assert checkpoints(tmp_path) == [f"step-{step:08d}"]
     assert not (tmp_path / "model").exists()
+    said.clear()
     assert models.train(tiny(**settings), tmp_path, said.append) == 0
-    assert said == [f"going on from {kept}"]
+    assert said[0] == f"going on from {kept}"
     weights = "model/weights.safetensors"
     assert (tmp_path / weights).read_bytes() == (trained / weights).read_bytes()
 
@@ -130,11 +132,15 @@ def test_pictures_that_are_left_out_are_told_once(tmp_path):
         Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         (folder / f"broken-{number:02d}.png").write_bytes(b"no picture")
     settings = {"data.source": "folder", "data.path": str(folder), "data.cache": str(tmp_path / "cache"), "rungs": [2]}
-    said = []
-    models.train(tiny(**settings, steps=4), tmp_path / "run", said.append)
-    assert said[0] == "12 pictures left out:"
-    assert said[1] == f"  {folder}/broken-00.png: cannot identify image file"
-    assert said[11:] == ["  and 2 more"]
+    said, far = [], []
+    models.train(tiny(**settings, steps=4), tmp_path / "run", said.append, decoding=far.append)
+    assert said[:3] == [
+        "10 training and 1 validation images of 64 px",
+        "left out, could not be read: 12",
+        f"  {folder}/broken-00.png: cannot identify image file",
+    ]
+    assert said[12:] == ["  and 2 more"]
+    assert far[-1] == Decoding(24, 24)
 
 
 UNWRITABLE = "/dev/null/x: can't be written: Not a directory"
@@ -255,7 +261,7 @@ def test_tokens_decode_to_the_pictures_that_reconstruct_makes(trained, faces, tm
         trained / "model", faces, tmp_path / "tokens.npz", batch_size=2, tell=lambda *numbers: told.append(numbers)
     )
     assert lines == [
-        "1 picture left out:",
+        "left out, could not be read: 1",
         f"  {faces}/broken.png: cannot identify image file",
         f"3 pictures, 4 x 4 tokens of 16 codes each, uint8 -> {tmp_path}/tokens.npz",
     ]

@@ -1,7 +1,9 @@
 import io
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -10,6 +12,8 @@ from rich.console import Console
 from search import progress, records, space
 from search.progress import View, duration
 from search.study import Flight
+from vqvae.config import DataConfig
+from vqvae.data import Images, Splits
 
 
 @pytest.fixture
@@ -104,6 +108,22 @@ def test_the_table_of_the_best_shows_what_they_cost_last_and_ends_no_line_in_bla
     assert progress.as_json(progress.ranking(searched.study)[0])["metrics"] == {
         name: value for name, value in measured.items() if name != "train/loss"
     }
+
+
+def test_what_was_found_and_what_was_left_out_is_said(searched):
+    three = Images(np.zeros((5, 8, 8, 3), np.uint8), np.arange(3))
+    found = {"train": three, "validation": three, "test": three}
+    config = DataConfig(resolution=8)
+    assert progress.images(Splits(**found), config) == ["3 training and 3 validation images of 8 px"]
+    splits = Splits(**found, skipped=("a.png: broken",), small=1200, near_duplicates=7)
+    assert progress.images(splits, config) == [
+        "3 training and 3 validation images of 8 px",
+        "near-duplicates of other pictures: 7, and stay with them in one split",
+        "left out, smaller than 8 px: 1,200",
+        "left out, could not be read: 1",
+        "  a.png: broken",
+    ]
+    assert "near-duplicates of other pictures: 7" in progress.images(splits, replace(config, group_by="file"))
 
 
 def test_without_a_terminal_messages_are_plain_lines_with_their_time(searched):

@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from search.run_view import RunView, line
 from vqvae.config import TrainConfig
 from vqvae.conversion import replace
+from vqvae.data import Decoding
 from vqvae.train import Progress
 
 CONFIG = replace(TrainConfig(), {"steps": 1000, "batch_size": 10})
@@ -49,6 +50,22 @@ def test_the_live_line_shows_steps_rate_time_left_and_loss():
     assert rendered(shown) == "━" * 40 + " 250/1000 steps  50 images/s  about 2 min 30 s left  loss 0.125"
     shown.show(report(260, train__loss=0.5))  # the rate is not known anew at each report
     assert "260/1000 steps  50 images/s  about 2 min 28 s left  loss 0.5" in rendered(shown)
+
+
+def test_the_live_line_shows_how_far_the_pictures_are():
+    shown = view(terminal=True)
+    shown.decoding(Decoding(1200, 50000))
+    assert "decoding the pictures: 1,200 of 50,000" in rendered(shown)
+    shown.decoding(Decoding(0, 0, "process 12 on host"))
+    assert "decoding the pictures: 0, by process 12 on host" in rendered(shown)
+    assert lines(shown) == []
+
+
+def test_without_a_terminal_decoding_is_told_now_and_then():
+    shown = view()
+    shown.decoding(Decoding(0, 50000))
+    shown.decoding(Decoding(1200, 50000))
+    assert lines(shown) == ["decoding the pictures: 0 of 50,000"]
 
 
 @pytest.mark.parametrize("width", [30, 80, 200])
