@@ -5,6 +5,7 @@ A source says which pictures it has and what they are known by; nothing is decod
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import importlib
@@ -14,7 +15,7 @@ import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqvae.config import VqvaeError
 from vqvae.pictures import SUFFIXES
@@ -78,7 +79,7 @@ def folder(config: DataConfig) -> Source:
 def _files(root: Path) -> Iterator[tuple[str, int, int]]:
     """Name, size in bytes and time of change in nanoseconds of each picture file."""
 
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError) -> NoReturn:
         raise DataError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from error
 
     entered = set()
@@ -89,15 +90,18 @@ def _files(root: Path) -> Iterator[tuple[str, int, int]]:
             continue
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        within = os.path.relpath(place, root)
         for name in files:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                path = Path(place, name)
                 try:
-                    status = path.stat()
-                except OSError:  # a link that leads nowhere
-                    continue
+                    status = os.stat(os.path.join(place, name))
+                except OSError as error:
+                    if error.errno in (errno.ENOENT, errno.ELOOP):  # a link that leads nowhere
+                        continue
+                    refuse(error)
                 if stat.S_ISREG(status.st_mode):
-                    yield path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
+                    path = name if within == "." else os.path.join(within, name)
+                    yield path, status.st_size, status.st_mtime_ns
 
 
 def huggingface(config: DataConfig) -> Source:

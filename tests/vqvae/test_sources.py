@@ -46,6 +46,7 @@ def test_links_are_followed_and_loops_of_links_end(folder, tmp_path):
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "deep" / "up").symlink_to(folder)
     (folder / "nowhere.png").symlink_to(folder / "none.png")
+    (folder / "itself.png").symlink_to(folder / "itself.png")
     (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere")
     found = names(source="folder", path=str(folder))
     assert found == ["a.JPG", "b.png", "deep/d.gif", "deep/er/c.webp", "link/f.png"]
