@@ -162,3 +162,15 @@ def test_micro_batches_of_any_size_make_up_the_batch(step, size, seed):
     images, run = Images(pixels, np.arange(20)), TrainConfig(data=DataConfig(resolution=8), batch_size=8, seed=seed)
     parts = [batches.batch(images, run, step, slice(start, start + size), CPU) for start in range(0, 8, size)]
     assert torch.equal(torch.cat(parts), batches.batch(images, run, step, ALL, CPU))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_a_batch_is_that_of_the_cpu_and_the_device_is_not_waited_for(images):
+    run, cuda = config(sharpness=0.5, autocontrast=0.5), torch.device("cuda")
+    batches.batch(images, run, 0, ALL, cuda)  # whatever is allocated first may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = batches.batch(images, run, 3, ALL, cuda)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(made.cpu(), batches.batch(images, run, 3, ALL, CPU), atol=1e-4, rtol=0)
