@@ -6,6 +6,7 @@ import contextlib
 import functools
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -18,6 +19,9 @@ from search.progress import View
 from search.space import Space
 from search.study import OpenStudy
 from vqvae.config import ConfigError, TrainConfig
+
+DECODING_EVERY_S = 10.0
+"""Wall seconds between two lines about pictures being decoded."""
 
 
 def launch(
@@ -177,7 +181,15 @@ def prepare_data(space: Space, view: View) -> None:
     """
     from vqvae import data
 
-    for line in progress.images(data.load(space.base.data), space.base.data):
+    told = time.monotonic()
+
+    def tell(how_far: data.Decoding) -> None:
+        nonlocal told
+        if time.monotonic() - told > DECODING_EVERY_S:
+            told = time.monotonic()
+            view.message(progress.decoding(how_far))
+
+    for line in progress.images(data.load(space.base.data, tell), space.base.data):
         view.message(line)
 
 

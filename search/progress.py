@@ -31,7 +31,7 @@ from search.study import OpenStudy
 from vqvae.config import COSTS, DataConfig
 
 if TYPE_CHECKING:
-    from vqvae.data import Splits
+    from vqvae.data import Decoding, Splits
 
 PLAIN_EVERY_S = 30.0
 
@@ -143,6 +143,13 @@ def images(splits: Splits, config: DataConfig) -> list[str]:
     if splits.small:
         lines.append(f"left out, smaller than {config.resolution} px: {splits.small:,}")
     return lines + left_out(splits.skipped)
+
+
+def decoding(how_far: Decoding) -> str:
+    """How far the pictures are, which are decoded once."""
+    of = f" of {how_far.total:,}" if how_far.total else ""
+    by = f", by {how_far.waiting_for}" if how_far.waiting_for else ""
+    return f"decoding the pictures: {how_far.done:,}{of}{by}"
 
 
 def left_out(files: Sequence[str]) -> list[str]:

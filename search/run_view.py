@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from search.progress import PLAIN_EVERY_S, duration
+from search.progress import PLAIN_EVERY_S, decoding, duration
 from vqvae.config import COSTS, TrainConfig
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ class RunView:
 
     def decoding(self, how_far: Decoding) -> None:
         """How far the pictures are, which are decoded once; a line every half minute where there is no terminal."""
-        of = f" of {how_far.total:,}" if how_far.total else ""
-        by = f", by {how_far.waiting_for}" if how_far.waiting_for else ""
-        self._preparing = f"decoding the pictures: {how_far.done:,}{of}{by}"
+        self._preparing = decoding(how_far)
         if not self.console.is_terminal and time.monotonic() - self._printed > PLAIN_EVERY_S:
             self._printed = time.monotonic()
             self.say(self._preparing)

@@ -158,7 +158,7 @@ class QuantizerConfig:
     levels: tuple[int, ...] = ()
     """fsq: values of each dimension, such as 8, 5, 5, 5 for 1000 codes (Mentzer et al. 2023, table 1)."""
     entropy_weight: float = 0.1
-    """lfq, bsq: weight of the entropy term (Yu et al. 2023, eq. 5; Zhao et al. 2024, eq. 9)."""
+    """lfq, bsq: weight of the entropy term (Yu et al. 2023, eq. 5; Zhao et al. 2024); short runs want less: 0.01."""
     diversity: float = 1.0
     """lfq, bsq: weight inside the entropy term of the entropy of the mean, which spreads the codes (gamma)."""
     entropy_temperature: float = 0.01

@@ -42,10 +42,6 @@ class Images:
         """uint8 (b, h, w, 3)."""
         return self.pixels[self.rows[index]]
 
-    def spread(self, count: int) -> NDArray[np.uint8]:
-        """At most `count` of them, evenly spaced; always the same ones. uint8 (count, h, w, 3)."""
-        return self[np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae import checkpoint, conversion
+from vqvae import checkpoint, conversion, weights
 from vqvae.batches import batch
 from vqvae.checkpoint import CheckpointError, TrainingState
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
@@ -134,6 +134,7 @@ class _Run:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.device = _device(config)
+        weights.require(config)
         judged = config.evaluation
         self.lpips = LPIPS("alex", judged.lpips_trunk).to(self.device) if judged.lpips else None
         self.rfid = Rfid(judged.rfid_weights).to(self.device) if judged.rfid_weights else None
