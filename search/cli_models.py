@@ -1,0 +1,136 @@
+"""The commands around one model: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from search.options import Command, load, quiet_option, storage_option, study_option, terminal
+
+
+@click.command(cls=Command, epilog="vqsearch export --study demo --to my-model")
+@storage_option
+@study_option
+@click.option("--trial", "number", type=int, metavar="N", help="Which trial. Default: the best.")
+@click.option("--to", "target", required=True, metavar="DIR", help="A folder that is new or empty.")
+def export(storage: str | None, study: str | None, number: int | None, target: str) -> None:
+    """Take a trained model out of a study: weights, config, and a sheet of reconstructions."""
+    from search import models
+
+    loaded, _ = load(storage, study)
+    click.echo(models.export(loaded, number, Path(target)))
+
+
+@click.command(cls=Command, epilog="vqsearch reconstruct my-model cat.png dog.jpg --to reconstructions")
+@click.argument("model", type=click.Path())
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.option("--to", "target", required=True, metavar="DIR", help="Folder of the pictures.")
+def reconstruct(model: str, images: tuple[str, ...], target: str) -> None:
+    """Encode and decode pictures with an exported model; originals beside reconstructions."""
+    from search import models
+
+    for line in models.reconstruct(Path(model), [Path(image) for image in images], Path(target)):
+        click.echo(line)
+
+
+@click.command(cls=Command, epilog="vqsearch tokenize my-model ~/faces --to tokens.npz")
+@click.argument("model", type=click.Path())
+@click.argument("folder", type=click.Path())
+@click.option("--to", "target", required=True, metavar="FILE", help="A new file, read by numpy.load.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    help="Only the pictures that the model's config puts there. Default: all.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at once.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto takes a GPU if there is one.",
+)
+@quiet_option
+def tokenize(model: str, folder: str, target: str, split: str | None, batch: int, device: str, quiet: bool) -> None:
+    """Encode every picture below a folder to the indices of a model's codes, for a model of the tokens.
+
+    \b
+    The file holds   indices (pictures, rows, columns), names (pictures),
+                     codebook_size, resolution, patch, config (JSON)
+    and decodes by   vqvae.load(MODEL).decode(torch.from_numpy(indices.astype("int64")))
+    """
+    from rich.progress import Progress
+
+    from search import models
+
+    console = terminal()
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("encoding", total=None)
+        lines = models.tokenize(
+            Path(model),
+            Path(folder).expanduser(),
+            Path(target),
+            batch_size=batch,
+            device=device,
+            split=split or "",
+            tell=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for line in lines[-1:] if quiet else lines:
+        click.echo(line)
+
+
+@click.command(
+    cls=Command,
+    epilog="vqsearch train preset:mamba --data ~/faces --to runs/mamba\n"
+    "vqsearch train config.yaml --set optimizer.lr=1e-3 --to runs/mine\n"
+    "vqsearch train --study demo --trial 7 --to runs/again",
+)
+@click.argument("config", required=False, type=click.Path())
+@click.option("--data", metavar="FOLDER", help="A folder of pictures. Default: what the config says.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps. Default: what the config says.")
+@storage_option
+@study_option
+@click.option("--trial", "number", type=int, metavar="N", help="Train this trial's setting from scratch.")
+@click.option(
+    "--to", "target", required=True, metavar="DIR", help="Folder of checkpoints; a second call goes on there."
+)
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any field of the config.")
+@quiet_option
+def train(
+    config: str | None,
+    data: str | None,
+    steps: int | None,
+    storage: str | None,
+    study: str | None,
+    number: int | None,
+    target: str,
+    overrides: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Train one model: of a config file (YAML or JSON), of preset:NAME, or of a study's trial."""
+    from search import models
+    from search.run_view import RunView
+    from search.space import assignment
+    from vqvae import conversion
+
+    if (config is None) == (number is None):
+        raise click.UsageError("give either a CONFIG or --trial N")
+    changes = dict(map(assignment, overrides))
+    if data is not None:
+        changes |= {"data.source": "folder", "data.path": str(Path(data).expanduser().absolute())}
+    if steps is not None:
+        changes["steps"] = steps
+    if number is not None:
+        loaded, space = load(storage, study)
+        settings = conversion.replace(models.config_of(loaded, space, number), changes)
+    else:
+        settings = models.read_config(config or "", changes)
+    view = RunView(terminal(), settings, quiet)
+    with view.watching():
+        stopped = models.train(settings, Path(target), view.say, view.show, view.decoding)
+    for line in models.outcome(Path(target), stopped):
+        click.echo(line)
+    if stopped:
+        sys.exit(128 + stopped)

@@ -1,0 +1,201 @@
+"""The commands around a search and its study: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from search.options import (
+    Command,
+    address_option,
+    json_option,
+    keep_secrets,
+    load,
+    output_option,
+    print_json,
+    quiet_option,
+    storage_option,
+    storage_url,
+    study_option,
+    terminal,
+    wait_option,
+)
+
+
+@click.command(
+    cls=Command,
+    epilog="vqsearch launch spaces/demo.yaml\nvqsearch launch spaces/mamba.yaml --set train.data.path=~/faces",
+)
+@click.argument("space", type=click.Path())
+@storage_option
+@click.option("--study", metavar="NAME", help="Name of the study. Default: the space file's.")
+@click.option("--trials", type=click.IntRange(min=1), help="Trials in total. Default: the space file's budget.")
+@output_option
+@address_option
+@wait_option
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
+@quiet_option
+def launch(
+    space: str,
+    storage: str | None,
+    study: str | None,
+    trials: int | None,
+    output: str | None,
+    address: str | None,
+    wait_for_nodes: bool,
+    overrides: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Search the space of a file; go on with its study if there is one."""
+    from search import launch as launching
+    from search import space as spaces
+    from search.progress import View
+
+    loaded = spaces.load(space, overrides, study=study, trials=trials)
+    url = storage_url(storage, loaded)
+    keep_secrets(storage, address)
+    view = View(terminal(), quiet)
+    ended = launching.launch(
+        loaded, url=url, root=output or loaded.output, address=address, wait_for_nodes=wait_for_nodes, view=view
+    )
+    _finish(ended, url, loaded.study)
+
+
+@click.command(
+    cls=Command,
+    epilog="vqsearch resume\nvqsearch resume --storage postgresql://me@db/studies --study mamba --trials 128",
+)
+@storage_option
+@study_option
+@click.option("--trials", type=click.IntRange(min=1), help="A new total of trials.")
+@click.option("--output", metavar="DIR", help="Where the output root is now, if it has moved.")
+@address_option
+@wait_option
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set budget, parallel or resources of the study."
+)
+@quiet_option
+def resume(
+    storage: str | None,
+    study: str | None,
+    trials: int | None,
+    output: str | None,
+    address: str | None,
+    wait_for_nodes: bool,
+    overrides: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Go on with a study, from its storage alone."""
+    from search import launch as launching
+    from search import study as studies
+    from search.progress import View
+    from search.space import assignment
+    from search.storage import open_storage
+
+    url = storage_url(storage)
+    keep_secrets(storage, address)
+    loaded, _ = studies.load(open_storage(url, create=False), study)
+    changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
+    ended = launching.resume(
+        url=url,
+        name=loaded.study_name,
+        changes=changes,
+        root=output,
+        address=address,
+        wait_for_nodes=wait_for_nodes,
+        view=View(terminal(), quiet),
+    )
+    _finish(ended, url, loaded.study_name)
+
+
+@click.command(cls=Command, epilog="vqsearch status --study demo")
+@storage_option
+@study_option
+@json_option
+def status(storage: str | None, study: str | None, as_json: bool) -> None:
+    """Say where a study stands, from its storage alone."""
+    from search import progress
+
+    loaded, space = load(storage, study)
+    if as_json:
+        trials = [progress.as_json(trial) for trial in loaded.get_trials(deepcopy=False)]
+        print_json({"study": loaded.study_name, "budget": space.source["budget"], "trials": trials})
+        return
+    for line in progress.summary(loaded, space):
+        click.echo(line)
+
+
+@click.command(cls=Command, epilog="vqsearch best --top 3")
+@storage_option
+@study_option
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
+@json_option
+def best(storage: str | None, study: str | None, top: int, as_json: bool) -> None:
+    """Show the best complete trials of a study."""
+    from search import progress
+
+    loaded, space = load(storage, study)
+    trials = progress.ranking(loaded)[:top]
+    if as_json:
+        print_json([progress.as_json(trial) for trial in trials])
+    elif trials:
+        console = terminal()
+        for table in progress.best_table(trials, space, console.width):
+            console.print(table)
+    else:
+        click.echo(f"{loaded.study_name}: no trial is complete yet")
+
+
+@click.command(
+    cls=Command, epilog="vqsearch dashboard\nvqsearch dashboard --storage postgresql://me@db/studies --port 8081"
+)
+@storage_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on.")
+def dashboard(storage: str | None, host: str, port: int) -> None:
+    """Serve the Optuna dashboard of a storage."""
+    from search import dashboard as serving
+    from search.storage import open_storage
+
+    serving.serve(open_storage(storage_url(storage), create=False), host, port, click.echo)
+
+
+@click.command(cls=Command, epilog="vqsearch validate spaces/*.yaml")
+@click.argument("space", nargs=-1, required=True, type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
+@json_option
+def validate(space: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check space files: keys, ranges, baselines, and that every choice builds."""
+    from search import launch as launching
+    from search import space as spaces
+
+    checked = []
+    for path in space:
+        loaded = spaces.load(path, overrides)
+        launching.check_trainable(loaded)
+        checked.append({"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps})
+        if not as_json:
+            rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))
+            click.echo(
+                f"{path}: ok; {len(loaded.parameters)} parameters, {loaded.budget.trials} trials, evaluated at {rungs}"
+            )
+    if as_json:
+        print_json(checked)
+
+
+def _finish(signal: int, url: str, name: str) -> None:
+    """The last lines of a launch: what it came to, and what to do next."""
+    from search import progress
+    from search import study as studies
+    from search.storage import open_storage, redact
+
+    loaded, space = studies.load(open_storage(url, create=False), name)
+    for line in progress.summary(loaded, space):
+        click.echo(line)
+    flags = f" --storage '{redact(url)}'" if url != storage_url(None) else ""
+    if signal:
+        click.echo(f"go on with: vqsearch resume{flags} --study {name}")
+        sys.exit(128 + signal)
+    click.echo(f"look at it:  vqsearch dashboard{flags}")
+    click.echo(f"take it:     vqsearch export{flags} --study {name} --to DIR")
