@@ -146,8 +146,8 @@ class Lease:
         me: dict[str, Any] = {
             "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "born": _born(os.getpid()),
         }  # fmt: skip
-        # The machine comes last: a holder with a machine is complete.
-        for key, value in sorted((me | {"beat": time.time()}).items(), key=lambda item: item[0] == "machine"):
+        # The beat comes last: a holder that was heard of is complete, and who died before it holds nothing.
+        for key, value in (me | {"beat": time.time()}).items():
             self._storage.set_study_user_attr(lease, key, value)
 
     def _delete(self, name: str) -> None:
@@ -171,7 +171,7 @@ class Lease:
 
 def _refuse_if_alive(storage: BaseStorage, name: str, number: int, holder: Holder) -> None:
     waited = time.monotonic()
-    while not holder.machine and time.monotonic() - waited < WRITTEN_S:
+    while not holder.beat and time.monotonic() - waited < WRITTEN_S:
         # It has been created this moment, and its holder is about to write who it is.
         time.sleep(0.05)
         holder = _holders(storage, name).get(number, holder)
