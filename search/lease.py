@@ -4,6 +4,10 @@ User attributes know no compare-and-set, but a study's name is unique in every s
 study is taken by creating the study ``NAME/lease/n``: of two drivers that try, one gets it. Its attributes say
 who holds it and when it was last heard of. It is removed when it is given back.
 
+A storage that goes away keeps the heart from beating. If it was the server, nobody else saw the lease either, and the
+heart beats again before a stale lease is taken over; if it was our network, another driver may have taken over, so
+the first thing said to a storage that is back is whose lease it is.
+
 The window that remains: a driver that is frozen for longer than `STALE_S` (a suspended laptop, say) may lose its lease
 to another one; when it wakes it looks before it writes, but a write that it had already begun goes through.
 """
@@ -26,6 +30,7 @@ from optuna.study import StudyDirection
 
 from search import records
 from search.errors import LeaseError, StorageError, VqsearchError
+from search.patience import Patient
 
 BEAT_S = 5.0
 STALE_S = 60.0
@@ -84,6 +89,8 @@ class Lease:
         self._heard = _now()
         self._over = threading.Event()
         self._lost = False
+        if isinstance(storage, Patient):
+            storage.returned = self._confirm
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
@@ -100,6 +107,8 @@ class Lease:
         if not self._lost and _now() - self._heard > 2 * BEAT_S:
             try:
                 self._look()
+            except VqsearchError:
+                raise
             except Exception as error:  # every storage has errors of its own
                 raise StorageError(f"{self._name}: the storage does not answer: {error}") from error
         if self._lost:
@@ -159,11 +168,18 @@ class Lease:
             with contextlib.suppress(Exception):  # Every storage has errors of its own; the next beat tries again.
                 self._look()
 
-    def _look(self) -> None:
+    def _confirm(self) -> None:
+        """Make sure, once the storage is back, that nobody took over meanwhile; nothing is waited for in here."""
+        if isinstance(self._storage, Patient):
+            self._look(self._storage.inner)
+        self.check()
+
+    def _look(self, storage: BaseStorage | None = None) -> None:
         """Say that this driver lives, and see whether the lease is still the newest."""
+        storage = storage or self._storage
         try:
-            self._storage.set_study_user_attr(self._id, "beat", time.time())
-            self._lost = max(_holders(self._storage, self._name), default=0) != self.number
+            storage.set_study_user_attr(self._id, "beat", time.time())
+            self._lost = max(_holders(storage, self._name), default=0) != self.number
         except KeyError:  # The lease is gone: who takes over removes the old one.
             self._lost = True
         self._heard = _now()

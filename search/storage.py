@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,32 @@ from urllib.parse import quote
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 
 from search.errors import StorageError
+from search.journal import open_journal
+from search.mounts import shared
 
 DEFAULT = "sqlite:///vqsearch.db"
 
+_GIVES_UP = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""Options of libpq: a network that swallows packets is noticed within half a minute, not after a quarter of an hour."""
 
-def open_storage(url: str, create: bool = True) -> BaseStorage:
+
+def open_storage(url: str, create: bool = True, tell: Callable[[str], None] = lambda _line: None) -> BaseStorage:
     """Open a storage.
 
     Args:
         url: as in the module's docstring, or any other that SQLAlchemy and Optuna take.
         create: make the database or file where there is none; else its absence is an error, and one that can
             only be read is good enough.
+        tell: takes a line for people, should the storage need mending.
 
     Raises:
         StorageError: no such storage, unreachable, or of another kind of file. The message hides a password.
@@ -41,7 +52,7 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
     if not separator:
         raise StorageError(f"{url}: a storage is a URL, such as {DEFAULT} or journal:///{url}")
     if kind == "journal":
-        return _journal(Path(rest), create)
+        return open_journal(Path(rest), create, tell)
     return _relational(url, create)
 
 
@@ -53,39 +64,6 @@ def redact(url: str) -> str:
     """
     url = re.sub(r"([?&](?:ssl)?pass(?:word|wd)=)[^&]*", r"\1***", url)
     return re.sub(r"(://[^:/]*):[^@]*@(?:[^?]*@)?", r"\1:***@", url)
-
-
-def _journal(path: Path, create: bool) -> BaseStorage:
-    shown = f"journal://{path}"
-    if not create and not path.exists():
-        raise StorageError(f"{shown}: no such file")
-    if path.is_dir():
-        raise StorageError(f"{shown}: this is a folder; expected a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_lines(path, shown)
-        return JournalStorage(JournalFileBackend(str(path)))
-    except OSError as error:
-        raise StorageError(f"{shown}: can't be opened: {error.strerror or error}") from None
-    except (ValueError, LookupError, TypeError, AssertionError) as error:  # what Optuna raises on foreign lines
-        raise StorageError(f"{shown}: damaged, or no journal of Optuna: {error}") from None
-
-
-def _check_lines(path: Path, shown: str, wait_s: float = 1.0) -> None:
-    """Optuna appends to a line that was cut off, after which nothing behind it can be read: refuse it before."""
-    if not path.exists() or not path.stat().st_size:
-        return
-    with path.open("rb") as file:
-        if file.read(1) != b"{":
-            raise StorageError(f"{shown}: this is no journal of Optuna")
-        deadline = time.monotonic() + wait_s
-        while file.seek(-1, 2) and file.read() != b"\n":
-            if time.monotonic() > deadline:  # or else another process was writing it
-                raise StorageError(
-                    f"{shown}: the last line is cut off, by a write that never ended; "
-                    f"expected whole lines: sed -i '$d' '{path}' removes it"
-                )
-            time.sleep(0.05)
 
 
 def _relational(url: str, create: bool) -> BaseStorage:
@@ -100,8 +78,11 @@ def _relational(url: str, create: bool) -> BaseStorage:
         return _sqlite(address, shown, create)
     if address.drivername == "postgresql":
         address = address.set(drivername="postgresql+psycopg")
+    connecting = {key: value for key, value in _GIVES_UP.items() if key not in address.query}
+    arguments = {"connect_args": connecting} if address.drivername == "postgresql+psycopg" else {}
     with _told(shown):
-        return _made(address, {"pool_pre_ping": True})  # a server closes connections that idle while models train
+        # A server closes connections that idle while models train.
+        return _made(address, {"pool_pre_ping": True, **arguments})
 
 
 def _sqlite(address: sqlalchemy.URL, shown: str, create: bool) -> BaseStorage:
@@ -113,7 +94,12 @@ def _sqlite(address: sqlalchemy.URL, shown: str, create: bool) -> BaseStorage:
         raise StorageError(f"{shown}: no such database file")
     if not path.parent.is_dir():
         raise StorageError(f"{shown}: no such folder {path.parent}")
-    arguments = {"connect_args": {"timeout": 30}}
+    if create and (network := shared(path)):
+        raise StorageError(
+            f"{shown}: {path.parent} lies on {network}, which machines share and where SQLite loses writes; "
+            f"expected a local disk, journal://{path.absolute()} or a PostgreSQL server"
+        )
+    arguments = {"connect_args": {} if "timeout" in address.query else {"timeout": 30}}
     with _told(shown):
         if create:
             return _tuned(_made(address, arguments))
