@@ -16,11 +16,11 @@ import optuna
 from optuna.trial import TrialState
 
 from search import output, progress, records, yaml12
-from search.errors import OutputError, StudyError, UserError
+from search.errors import OutputError, StudyError, UserError, VqsearchError
 from search.space import Space
 from search.study import trial_of
 from vqvae import conversion
-from vqvae.config import ConfigError, TrainConfig
+from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.presets import preset
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def train(
     from vqvae import checkpoint, data
     from vqvae import train as training
 
-    _require_weights(config)
+    _check(config)
     caught: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -165,12 +165,13 @@ def latest(target: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _require_weights(config: TrainConfig) -> None:
+def _check(config: TrainConfig) -> None:
     """Refuses before any picture is decoded what would be refused after it."""
+    from vqvae import train as training
     from vqvae import weights
 
     try:
-        weights.require(config)
+        training.check(config)
     except weights.WeightsError as error:
         flags = " ".join(f"--set {each}" for each in error.without)
         raise UserError(f"{error.problem}; or do without: {flags}") from None
@@ -206,21 +207,47 @@ def export(study: optuna.Study, number: int | None, target: Path) -> str:
         StudyError: no such trial, or one without a checkpoint.
         OutputError: its checkpoint can't be reached, or `target` can't be written.
     """
-    if number is None:
-        ranked = progress.ranking(study)
-        if not ranked:
-            raise StudyError(f"{study.study_name}: no trial is complete yet; --trial N takes another one")
-        number = ranked[0].number
-    trial = trial_of(study, number)
-    record = records.checkpoint(trial)
+    if number is not None:
+        return _export(study, number, target)
+    best = _best(study)
+    try:
+        return _export(study, best, target)
+    except (VqsearchError, VqvaeError, OSError):
+        better = _best(study)
+        if better == best:
+            raise
+        return _export(study, better, target)  # It finished while the other's checkpoint was read, which then went.
+
+
+def _best(study: optuna.Study) -> int:
+    ranked = progress.ranking(study)
+    if not ranked:
+        raise StudyError(f"{study.study_name}: no trial is complete yet; --trial N takes another one")
+    return ranked[0].number
+
+
+def _export(study: optuna.Study, number: int, target: Path) -> str:
+    trial, name = trial_of(study, number), study.study_name
+    original, record = records.copied(trial), records.checkpoint(trial)
+    if original is not None:
+        raise StudyError(
+            f"{name}: trial {number} is a copy of trial {original.number} of {original.study}, whose checkpoint is in "
+            f"{original.output}: vqsearch export --study {original.study} --trial {original.number} --to DIR"
+        )
     if record is None:
-        raise StudyError(f"{study.study_name}: trial {number} is {trial.state.name} and has no checkpoint")
+        raise StudyError(f"{name}: trial {number} is {trial.state.name} and has no checkpoint")
     with _writing(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise OutputError(f"{target}: expected a folder that is new or empty")
     from vqvae import checkpoint
 
-    with output.fetched(records.output(study), record.folder) as folder:
+    root = records.output(study)
+    if output.has_gone(root, record.folder):
+        raise StudyError(
+            f"{name}: trial {number} is {trial.state.name} and its checkpoint has gone, as the space file's keep says; "
+            f"train it again: vqsearch train --study {name} --trial {number} --to DIR"
+        )
+    with output.fetched(root, record.folder) as folder:
         state = checkpoint.read(folder)
         metrics = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
         checkpoint.save_model(checkpoint.load(folder), state.config, target, metrics)

@@ -22,6 +22,7 @@ from vqvae.data import load
 from vqvae.learner import Learner
 from vqvae.meter import Meter
 from vqvae.metrics import evaluate, spread
+from vqvae.model import count_parameters
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import sheet, to_images
 from vqvae.rfid import Rfid
@@ -128,13 +129,25 @@ def train(
             yield run.report()
 
 
+def check(config: TrainConfig) -> None:
+    """Refuses what can't be trained here, before a picture is read and memory is taken.
+
+    Raises:
+        ConfigError: no such device, or a model that can't be built.
+        WeightsError: files of weights that the run reads are missing.
+    """
+    _device(config)
+    count_parameters(config)
+    weights.require(config)
+
+
 class _Run:
     """A learner, its data, and what is known of it so far."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        check(config)
         self.device = _device(config)
-        weights.require(config)
         judged = config.evaluation
         self.lpips = LPIPS("alex", judged.lpips_trunk).to(self.device) if judged.lpips else None
         self.rfid = Rfid(judged.rfid_weights).to(self.device) if judged.rfid_weights else None

@@ -348,6 +348,13 @@ def test_broken_files_of_a_folder_are_told(tmp_path):
     assert report.skipped == (f"{tmp_path}/broken.png: cannot identify image file",)
 
 
+def test_what_cannot_be_built_is_refused_before_a_picture_is_read():
+    nowhere = {"source": "folder", "path": "no-such-folder", "resolution": 32}
+    with pytest.raises(ConfigError) as caught:
+        next(train(tiny(data=nowhere, quantizer__kind="vqq")))
+    assert str(caught.value) == "quantizer.kind: must be one of vq, simvq, fsq, lfq, bsq, gumbel, but got 'vqq'"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
 def test_cuda_where_there_is_none_is_refused():
     with pytest.raises(ConfigError) as caught:
