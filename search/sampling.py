@@ -25,19 +25,23 @@ from search.space import Space
 class PerTrialSampler(samplers.BaseSampler):
     """Hands each trial to a sampler made for its number, and puts ordered choices on one of their labels.
 
+    A parameter that is sampled alone gets a sampler of its own: of two that shared one, the second would get another
+    value in a trial that goes on after its driver died between them.
+
     Args:
-        build: trial number -> sampler.
+        build: trial number, and 0 or 1 + the place of a parameter that is sampled alone -> sampler.
         parameters: what is searched.
     """
 
-    def __init__(self, build: Callable[[int], samplers.BaseSampler], parameters: Sequence[Parameter]) -> None:
+    def __init__(self, build: Callable[[int, int], samplers.BaseSampler], parameters: Sequence[Parameter]) -> None:
         self._build = build
         self._ordered = {p.name: p for p in parameters if p.ordered}
+        self._places = {p.name: 1 + place for place, p in enumerate(parameters)}
         self._made: tuple[int, samplers.BaseSampler] | None = None
 
     def _of(self, trial: FrozenTrial) -> samplers.BaseSampler:
         if self._made is None or self._made[0] != trial.number:
-            self._made = (trial.number, self._build(trial.number))
+            self._made = (trial.number, self._build(trial.number, 0))
         return self._made[1]
 
     def _snapped(self, name: str, value: Any) -> Any:
@@ -58,7 +62,8 @@ class PerTrialSampler(samplers.BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """As in BaseSampler."""
-        drawn = self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+        alone = self._build(trial.number, self._places[param_name])
+        drawn = alone.sample_independent(study, trial, param_name, param_distribution)
         return self._snapped(param_name, drawn)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -136,10 +141,10 @@ def build(space: Space, startup: int) -> PerTrialSampler:
         startup: number of quasi-random trials before tpe, gp or cmaes take over.
     """
 
-    def of(number: int) -> samplers.BaseSampler:
+    def of(number: int, place: int) -> samplers.BaseSampler:
         if space.sampler.kind == "qmc" or (space.sampler.kind != "random" and number < startup):
             return QuasiRandomSampler(space.parameters, space.seed, number)
-        seed = int(np.random.SeedSequence([space.seed, number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([space.seed, number, place]).generate_state(1)[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna marks most of these arguments as experimental.
             return _sampler(space, seed)
