@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from search import cli_models, cli_search
+from search import cli_clean, cli_models, cli_search
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
 
@@ -32,6 +32,8 @@ for command in (
     cli_search.best,
     cli_search.dashboard,
     cli_search.validate,
+    cli_clean.clean,
+    cli_clean.delete,
     cli_models.export,
     cli_models.reconstruct,
     cli_models.tokenize,

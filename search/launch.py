@@ -109,6 +109,8 @@ def _run(
         if not capacity():
             view.message("no node can run a trial yet; waiting for one that can")
         with contextlib.closing(opening(parallel)) as opened:
+            for line in opened.notes:
+                view.message(line)
             return _drive(opened, capacity, view)
 
 

@@ -3,7 +3,9 @@
 Workers write, the driver records relative paths in the study, and whoever holds the study finds them
 again. Paths below a root are POSIX and never leave it:
 
-    ROOT/STUDY/trials/00007/step-00003333/{model.safetensors, state.json, reconstructions.png, ...}
+    ROOT/STUDY/.vqsearch                      whose files these are
+    ROOT/STUDY/trials/00007/step-00003333/    {model.safetensors, state.json, reconstructions.png, ...}
+    ROOT/STUDY/ray/                           what Ray writes down of its runs; nothing reads it
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
@@ -21,6 +25,28 @@ from pyarrow import fs
 from search.errors import OutputError
 
 DEFAULT = "./vqsearch-output"
+
+ANSWER_S = 30.0
+"""Wall seconds after which a root that has not answered is called unreachable; clients of buckets try for minutes."""
+
+PICTURES = ".png"
+"""How files end that stay when a checkpoint goes."""
+
+OWNER = ".vqsearch"
+"""File in a study's folder that says whose it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A file below an output root.
+
+    Attributes:
+        path: relative to the root.
+        size: bytes.
+    """
+
+    path: str
+    size: int
 
 
 def folder_of(study: str, number: int, step: int) -> str:
@@ -33,16 +59,36 @@ def absolute(root: str) -> str:
     return root if "://" in root else str(Path(root).expanduser().resolve())
 
 
-def check(root: str, create: bool = True) -> None:
+def check(root: str, create: bool = True, timeout_s: float = ANSWER_S) -> None:
     """Write and remove a small file below `root`.
 
     Args:
         root: output root.
         create: make it where it is missing; else that is an error.
+        timeout_s: how long an answer may take.
 
     Raises:
-        OutputError: the root is not there, or can't be written.
+        OutputError: the root is not there, does not answer, or can't be written.
     """
+    raised: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            _probe(root, create)
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            raised.append(error)
+
+    # Clients of buckets can't be interrupted; a thread that still tries must not keep the process from ending.
+    thread = threading.Thread(target=attempt, name="output", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise OutputError(f"{root}: the output root does not answer within {timeout_s:g} s")
+    if raised:
+        raise raised[0]
+
+
+def _probe(root: str, create: bool) -> None:
     try:
         system, base = filesystem(root)
         if create:
@@ -113,11 +159,116 @@ def fetched(root: str, folder: str) -> Iterator[Path]:
 
 
 def delete(root: str, folder: str) -> None:
-    """Remove `folder` below `root`; nothing happens where it is gone already."""
+    """Remove `folder` below `root`; nothing happens where it is gone already.
+
+    Raises:
+        OutputError: a link on the way leads out of the root.
+        OSError: it can't be removed.
+    """
     system, base = filesystem(root)
-    path = f"{base}/{_inside(root, folder)}"
-    if system.get_file_info(path).type == fs.FileType.Directory:
-        system.delete_dir(path)
+    if isinstance(system, fs.LocalFileSystem):
+        path = _unlinked(root, base, folder)
+        if path.is_dir():
+            shutil.rmtree(path)
+        return
+    name = f"{base}/{_inside(root, folder)}"
+    if system.get_file_info(name).type == fs.FileType.Directory:
+        system.delete_dir(name)
+
+
+def delete_file(root: str, path: str) -> None:
+    """Remove one file below `root`; nothing happens where it is gone already.
+
+    Raises:
+        OutputError: a link on the way leads out of the root.
+        OSError: it can't be removed.
+    """
+    system, base = filesystem(root)
+    if isinstance(system, fs.LocalFileSystem):
+        _unlinked(root, base, path).unlink(missing_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        system.delete_file(f"{base}/{_inside(root, path)}")
+
+
+def has_gone(root: str, folder: str) -> bool:
+    """Whether a checkpoint was removed: nothing but pictures lies in `folder`, though the study's folder is there.
+
+    Raises:
+        OutputError: the root can't be read.
+    """
+    try:
+        study = PurePosixPath(_inside(root, folder)).parts[0]
+        there = any(not entry.path.endswith(PICTURES) for entry in files(root, folder))
+        return not there and owner(root, study) != ""
+    except OSError as error:
+        raise OutputError(f"{root}: the output root can't be read: {error}") from None
+
+
+def files(root: str, folder: str) -> list[Entry]:
+    """All files below `folder` below `root`, by path; no link is followed, and none is a file.
+
+    Raises:
+        OutputError: a link on the way to the folder leads out of the root.
+        OSError: the root can't be read.
+    """
+    system, base = filesystem(root)
+    if isinstance(system, fs.LocalFileSystem):
+        top, found = _unlinked(root, base, folder), []
+        for place, _, names in os.walk(top):
+            for name in names:
+                path = Path(place, name)
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    if not path.is_symlink():
+                        relative = path.relative_to(top).as_posix()
+                        found.append(Entry(path=f"{folder}/{relative}", size=path.stat().st_size))
+        return sorted(found, key=lambda entry: entry.path)
+    selector = fs.FileSelector(f"{base}/{_inside(root, folder)}", recursive=True, allow_not_found=True)
+    there = [info for info in system.get_file_info(selector) if info.type == fs.FileType.File]
+    prefix = f"{base}/" if base else ""
+    return sorted(
+        (Entry(path=info.path.removeprefix(prefix), size=info.size or 0) for info in there),
+        key=lambda entry: entry.path,
+    )
+
+
+def claim(root: str, study: str, identity: str) -> bool:
+    """Write down whose the files of a study are, unless that is written there already.
+
+    Two storages may hold a study of one name over one output root; neither may take the other's files for rubbish.
+
+    Args:
+        root: output root.
+        study: name of the study.
+        identity: of this very study.
+
+    Returns:
+        Whether they are this study's.
+
+    Raises:
+        OSError: the root can't be read or written.
+    """
+    found = owner(root, study)
+    if not found:
+        system, base = filesystem(root)
+        system.create_dir(f"{base}/{study}", recursive=True)
+        with system.open_output_stream(f"{base}/{study}/{OWNER}") as stream:
+            stream.write(identity.encode())
+    return found in ("", identity)
+
+
+def owner(root: str, study: str) -> str:
+    """The identity of the study whose files these are; "" where nobody has claimed them.
+
+    Raises:
+        OSError: the root can't be read.
+    """
+    system, base = filesystem(root)
+    try:
+        with system.open_input_stream(f"{base}/{_inside(root, study)}/{OWNER}") as stream:
+            return bytes(stream.read(64)).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def filesystem(root: str) -> tuple[fs.FileSystem, str]:
@@ -137,6 +288,14 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
 
 def _inside(root: str, folder: str) -> str:
     path = PurePosixPath(folder)
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or not path.parts or ".." in path.parts:
         raise OutputError(f"{root}: the study names {folder!r}, which lies outside the output root")
     return str(path)
+
+
+def _unlinked(root: str, base: str, folder: str) -> Path:
+    """The path of a local folder or file, to which no symbolic link leads from the root."""
+    real = Path(os.path.realpath(base)) / _inside(root, folder)
+    if Path(os.path.realpath(real)) != real:
+        raise OutputError(f"{root}: {folder} is behind a symbolic link; expected a path within the output root")
+    return real

@@ -17,14 +17,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search import records
+from search import records, retention
+from search.errors import VqsearchError
 from search.parameters import settings
 from search.space import Space
 from search.study import OpenStudy
@@ -74,7 +74,8 @@ def standing(study: optuna.Study, space: Space, running: Sequence[float] = ()) -
         running: seconds for which each running trial has been trained.
     """
     trials = study.get_trials(deepcopy=False)
-    valid = [trial for trial in trials if not records.is_invalid(trial)]
+    own = [trial for trial in trials if records.copied(trial) is None]
+    valid = [trial for trial in own if not records.is_invalid(trial)]
     counts = Counter(trial.state.name for trial in valid)
     finished = [trial for trial in valid if trial.state.is_finished()]
     trained = sum(records.seconds(trial) for trial in trials)
@@ -86,7 +87,7 @@ def standing(study: optuna.Study, space: Space, running: Sequence[float] = ()) -
     ranked = ranking(study)
     return Standing(
         counts=dict(counts),
-        invalid=len(trials) - len(valid),
+        invalid=len(own) - len(valid),
         total=space.budget.trials,
         best=ranked[0] if ranked else None,
         trained_s=trained,
@@ -96,13 +97,7 @@ def standing(study: optuna.Study, space: Space, running: Sequence[float] = ()) -
 
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
     """Complete trials that keep the limits, the best first."""
-    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
-    complete = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if all(value <= 0 for value in trial.constraints.values())
-    ]
-    return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
+    return retention.ranked(study.get_trials(deepcopy=False), study.direction)
 
 
 def duration(seconds: float | None) -> str:

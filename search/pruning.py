@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search import output, records
+from search import records
 from search.errors import SearchError, UserError
 from search.space import Space, violations
 from search.study import Flight, OpenStudy, Outcome
@@ -114,7 +114,7 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
         record = records.CheckpointRecord(step=step, folder=report["checkpoint"], metrics=held_out)
         records.set_checkpoint(trial, record)
         if before is not None and before.folder != record.folder:
-            output.delete(opened.output, before.folder)
+            opened.keeper.replace(before.folder)
     if report["ended"] == "stopped":
         return Outcome(state=TrialState.WAITING)
     return _evaluated(opened, flight, step, metrics) if report["evaluated"] else None

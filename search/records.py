@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 SPACE = "vqsearch:space"
@@ -22,11 +23,21 @@ VERSIONS = "vqsearch:versions"
 HOURS = "vqsearch:hours"
 LEASES = "vqsearch:leases"
 
+PAUSED = "paused"
+REQUEST = "request:"
+"""Of the study that a lease is, so that they go with their driver."""
+IDENTITY = "vqsearch:identity"
+
 CHECKPOINT = "checkpoint"
 REASON = "reason"
 INVALID = "invalid"
 RETRIES = "retries"
 SECONDS = "seconds"
+ENQUEUED = "enqueued"
+
+BY_HAND = "pruned by hand"
+"""The reason of a trial that someone asked to prune."""
+COPIED = "copied"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +55,61 @@ class CheckpointRecord:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """What a trial is a copy of.
+
+    Attributes:
+        study: its name, in the same storage.
+        number: of the trial there.
+        output: output root of its checkpoint.
+    """
+
+    study: str
+    number: int
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What someone asks of a driver.
+
+    Attributes:
+        key: unique name of the attribute that holds it.
+        kind: stop, pause, "go on" or prune.
+        trial: number of the trial that is meant, -1 where none is.
+        time: seconds since the epoch.
+        answer: what came of it, "" until the driver has said.
+        refused: the driver could not do it.
+    """
+
+    key: str
+    kind: str
+    trial: int
+    time: float
+    answer: str = ""
+    refused: bool = False
+
+
+def requests(attributes: Mapping[str, Any]) -> list[Request]:
+    """The requests among a lease's attributes, the first one first."""
+    found = [Request(**{**v, "key": key}) for key, v in attributes.items() if key.startswith(REQUEST)]
+    return sorted(found, key=lambda request: (request.time, request.key))
+
+
+def set_request(storage: BaseStorage, lease: int, request: Request) -> None:
+    """Write a request, or the answer to it, to the study that a lease is."""
+    values = asdict(request)
+    storage.set_study_user_attr(lease, values.pop("key"), values)
+
+
 def create(
     study: optuna.Study, space: Mapping[str, Any], output: str, startup: int, versions: Mapping[str, str]
 ) -> None:
     """Write what a study keeps for ever; the space comes last, since a study with a space is whole."""
     study.set_user_attr(OUTPUT, output)
     study.set_user_attr(STARTUP, startup)
-    study.set_user_attr(VERSIONS, dict(versions))
+    study.set_user_attr(VERSIONS, [{"from_trial": 0, **versions}])
     study.set_user_attr(SPACE, json.dumps(space))
 
 
@@ -78,6 +137,27 @@ def set_output(study: optuna.Study, root: str) -> None:
 def startup(study: optuna.Study) -> int:
     """Number of quasi-random trials before the sampler takes over."""
     return int(study.user_attrs[STARTUP])
+
+
+def versions(study: optuna.Study) -> list[dict[str, Any]]:
+    """The versions that trials were made with: package -> version, and the trial number from_trial which they hold."""
+    kept = study.user_attrs.get(VERSIONS, [])
+    return [{"from_trial": 0, **kept}] if isinstance(kept, dict) else [dict(each) for each in kept]
+
+
+def add_versions(study: optuna.Study, from_trial: int, held: Mapping[str, str]) -> None:
+    """Write with which versions the trials to come are made."""
+    study.set_user_attr(VERSIONS, [*versions(study), {"from_trial": from_trial, **held}])
+
+
+def identity(study: optuna.Study) -> str:
+    """What tells this study from others of its name in other storages; "" where it was not given one yet."""
+    return str(study.user_attrs.get(IDENTITY, ""))
+
+
+def set_identity(study: optuna.Study, value: str) -> None:
+    """Give the study what tells it from others of its name."""
+    study.set_user_attr(IDENTITY, value)
 
 
 def hours(study: optuna.Study) -> float:
@@ -156,9 +236,22 @@ def set_seconds(trial: optuna.Trial, value: float) -> None:
     trial.set_user_attr(SECONDS, round(value, 2))
 
 
+def copied(trial: FrozenTrial) -> Original | None:
+    """What the trial is a copy of; None for a trial of this study's own."""
+    original = trial.user_attrs.get(COPIED)
+    return None if original is None else Original(**original)
+
+
+def copy_of(trial: FrozenTrial, original: Original) -> dict[str, Any]:
+    """The attributes of a trial's copy: its decisions, metrics and reason, but no checkpoint, time or retries."""
+    left_out = (CHECKPOINT, SECONDS, RETRIES, INVALID)
+    kept = {name: value for name, value in trial.user_attrs.items() if name not in left_out}
+    return {COPIED: asdict(original)} | kept
+
+
 def counts(trial: FrozenTrial) -> bool:
-    """Whether the trial uses up one of the budget: finished, and not refused before training."""
-    return trial.state.is_finished() and not trial.user_attrs.get(INVALID, False)
+    """Whether the trial uses up one of the budget: finished here, and not refused before training."""
+    return trial.state.is_finished() and not trial.user_attrs.get(INVALID, False) and COPIED not in trial.user_attrs
 
 
 def is_invalid(trial: FrozenTrial) -> bool:

@@ -60,6 +60,13 @@ class Resources(_Part):
     cpus: float = Field(default=1.0, gt=0)
 
 
+class Keep(_Part):
+    """What stays on the disk."""
+
+    best: int = Field(default=3, ge=1)
+    """Complete trials that keep their checkpoints; of all others only pictures stay."""
+
+
 class Limits(_Part):
     """Bounds of a quantity; a trial outside them is infeasible."""
 
@@ -79,6 +86,7 @@ class File(_Part):
     parallel: int | None = Field(default=None, ge=1, le=10**5)
     retries: int = Field(default=2, ge=0)
     seed: int = Field(default=0, ge=0)
+    keep: Keep = Keep()
     storage: str | None = None
     output: str | None = None
     train: dict[str, Any] = {}

@@ -209,6 +209,7 @@ def tell(opened: OpenStudy, flight: Flight, outcome: Outcome) -> None:
         opened.study.tell(trial, state=outcome.state)
         verb = "failed" if outcome.state == TrialState.FAIL else "is pruned"
         opened.notify(f"trial {number} {verb} at step {flight.step}{_because(outcome)}")
+    opened.keeper.let_go(opened.trials())
 
 
 def _lost(opened: OpenStudy, flight: Flight) -> Outcome:

@@ -17,7 +17,7 @@ from typing import Any
 from search import parameters, schema, yaml12
 from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
-from search.schema import Budget, File, Limits, Objective, Pruner, Resources, Sampler
+from search.schema import Budget, File, Keep, Limits, Objective, Pruner, Resources, Sampler
 from vqvae import config as vqvae_config
 from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig
@@ -34,7 +34,7 @@ class Space:
     """A validated space file.
 
     Attributes:
-        study, objective, budget, sampler, pruner, resources, parallel, seed, storage, output: as in the file.
+        study, objective, budget, sampler, pruner, resources, parallel, seed, keep, storage, output: as in the file.
         retries: how often a trial goes on after it lost its worker.
         base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
         parameters: what is searched, parents of conditions before their children.
@@ -53,6 +53,7 @@ class Space:
     parallel: int | None
     retries: int
     seed: int
+    keep: Keep
     storage: str | None
     output: str | None
     base: TrainConfig
@@ -183,6 +184,7 @@ def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> S
         parallel=file.parallel,
         retries=file.retries,
         seed=file.seed,
+        keep=file.keep,
         storage=file.storage,
         output=_absolute_output(file.output, folder),
         base=base,

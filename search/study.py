@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import json
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,14 +22,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search import output, records, sampling, space
-from search.errors import StudyError
+from search.errors import OutputError, StudyError
 from search.lease import Lease, is_lease
+from search.retention import Keeper
 from search.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # The search speaks for itself.
 
-OPERATIONAL = ("budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus")
-"""Keys that change how long and where a search runs, but no trial: they may differ when it goes on."""
+OPERATIONAL = ("budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus", "keep.best")
+"""Keys that change how long and where a search runs and what it keeps, but no trial: they may change later."""
 
 
 @dataclass(kw_only=True)
@@ -78,9 +80,11 @@ class OpenStudy:
         space: what is searched.
         output: output root.
         lease: proof that this driver is the only one.
+        keeper: lets checkpoints go that no trial needs.
         flights: Ray's trial id -> what is running.
         draining: no trial starts any more, and those that run are handed back.
         notify: takes a line for people, about one trial or the search as a whole.
+        notes: lines for people about the opening.
         failure: what went wrong where Ray would have swallowed it; the search ends with it.
     """
 
@@ -88,9 +92,11 @@ class OpenStudy:
     space: Space
     output: str
     lease: Lease
+    keeper: Keeper
     flights: dict[str, Flight] = field(default_factory=dict)
     draining: bool = False
     notify: Callable[[str], None] = lambda _line: None
+    notes: list[str] = field(default_factory=list)
     failure: Exception | None = None
     opened: float = field(default_factory=time.monotonic)
     hours_before: float = 0.0
@@ -299,13 +305,50 @@ def _enter(study: optuna.Study, stored: Space, root: str, lease: Lease) -> OpenS
         records.set_output(study, root)
     if records.space(study) != stored.source:
         records.set_space(study, stored.source)
-    opened = OpenStudy(study=study, space=stored, output=root, lease=lease, hours_before=records.hours(study))
+    if not records.identity(study):
+        records.set_identity(study, uuid.uuid4().hex)
+    owned = _claimed(study, root)
+    keeper = Keeper(
+        root=root,
+        study=study.study_name,
+        direction=study.direction,
+        best=stored.keep.best,
+        owned=owned,
+        notify=lambda line: opened.notify(line),
+    )
+    opened = OpenStudy(
+        study=study, space=stored, output=root, lease=lease, keeper=keeper, hours_before=records.hours(study)
+    )
+    opened.notes += _other_versions(study)
+    if not owned:
+        opened.notes.append(
+            f"{root}: the folder {study.study_name} holds files of another study of this name, so that nothing is "
+            "cleaned up there; --output gives this one a root of its own"
+        )
     for baseline in stored.baselines:
         study.enqueue_trial(dict(baseline), skip_if_exists=True)
     # A killed driver's trials go on from their checkpoints; one that only lacked its state comes to the same end again.
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         opened.put_back(trial)
+    keeper.sweep(opened.trials())
     return opened
+
+
+def _claimed(study: optuna.Study, root: str) -> bool:
+    try:
+        return output.claim(root, study.study_name, records.identity(study))
+    except OSError as error:
+        raise OutputError(f"{root}: the output root can't be written: {error}") from None
+
+
+def _other_versions(study: optuna.Study) -> list[str]:
+    """Write with which versions the search goes on, where they are others; a line that says so."""
+    now, last = versions(), records.versions(study)[-1]
+    changed = [f"{name} {last[name]}, this is {now[name]}" for name in now if name in last and last[name] != now[name]]
+    if not changed:
+        return []
+    records.add_versions(study, len(study.get_trials(deepcopy=False)), now)
+    return [f"made with {'; '.join(changed)}: curves of the trials to come may differ in the last digits"]
 
 
 def _direction(wanted: Space) -> StudyDirection:
