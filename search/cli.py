@@ -54,5 +54,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (VqsearchError, VqvaeError) as error:
-        click.echo(f"vqsearch: {error}", err=True)
+        from search.text import printable
+
+        click.echo(f"vqsearch: {printable(str(error))}", err=True)
         sys.exit(2 if isinstance(error, (UserError, VqvaeError)) else 1)

@@ -10,7 +10,6 @@ from search.options import (
     Command,
     address_option,
     json_option,
-    keep_secrets,
     load,
     output_option,
     print_json,
@@ -54,7 +53,6 @@ def launch(
 
     loaded = spaces.load(space, overrides, study=study, trials=trials)
     url = storage_url(storage, loaded)
-    keep_secrets(storage, address)
     view = View(terminal(), quiet)
     ended = launching.launch(
         loaded, url=url, root=output or loaded.output, address=address, wait_for_nodes=wait_for_nodes, view=view
@@ -94,7 +92,6 @@ def resume(
     from search.storage import open_storage
 
     url = storage_url(storage)
-    keep_secrets(storage, address)
     loaded, _ = studies.load(open_storage(url, create=False), study)
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
     ended = launching.resume(

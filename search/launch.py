@@ -15,6 +15,7 @@ import optuna
 
 from search import cluster, lease, output, progress, records, storage, study
 from search.errors import VqsearchError
+from search.patience import Patient
 from search.progress import View
 from search.space import Space
 from search.study import OpenStudy
@@ -44,7 +45,7 @@ def launch(
         UserError: what the user can mend; nothing has been started or lost.
     """
     absolute = None if root is None else output.absolute(root)
-    store = storage.open_storage(url)
+    store = Patient(storage.open_storage(url, tell=view.message), view.message)
     known = study.existing(store, space, absolute)
     if known is not None:
         lease.refuse_if_held(store, space.study)
@@ -80,7 +81,7 @@ def resume(
         UserError: what the user can mend; nothing has been started or lost.
     """
     storage.open_storage(url, create=False)  # A mistyped URL must not make a database.
-    store = storage.open_storage(url)
+    store = Patient(storage.open_storage(url, tell=view.message), view.message)
     known, space = study.load(store, name)
     space = study.operational(space, changes or {})
     lease.refuse_if_held(store, known.study_name)
@@ -103,7 +104,7 @@ def _run(
     if address is None:
         check_weights(space)
         prepare_data(space, view)
-    with cluster.connected(address):
+    with storage.secrets_aside(), cluster.connected(address):
         capacity = cluster.Capacity(space, local=address is None)
         parallel = capacity.require(wait_for_nodes)
         if not capacity():

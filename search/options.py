@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_STORAGE = "sqlite:///vqsearch.db"
 DEFAULT_OUTPUT = "./vqsearch-output"
 
+_STORAGE_FILE = "search.options.storage_file"
+
 
 class Command(click.Command):
     """A command whose help keeps the lines of its example."""
@@ -33,13 +36,46 @@ class Command(click.Command):
 
 
 def storage_option(function: Any) -> Any:
-    """`--storage`, the same for every command."""
+    """`--storage` and `--storage-file`, the same for every command."""
+    function = click.option(
+        "--storage-file",
+        metavar="FILE",
+        callback=_read_storage_file,
+        expose_value=False,
+        help="A file whose first line is that URL: for one with a password, which $VQSEARCH_STORAGE may hold too.",
+    )(function)
     return click.option(
         "--storage",
         metavar="URL",
         help="Where studies are kept: sqlite:///FILE, postgresql://..., journal:///FILE. "
         f"Default: the space file's, else $VQSEARCH_STORAGE, else {DEFAULT_STORAGE}.",
     )(function)
+
+
+def _read_storage_file(context: click.Context, _option: click.Parameter, path: str | None) -> None:
+    """Keep file and URL for `storage_url`; read once, since the file may be a pipe."""
+    if path is None:
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            mode, url = os.fstat(file.fileno()).st_mode, file.readline().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"--storage-file {path}: can't be read: {problem}") from None
+    if "://" not in url:
+        raise UserError(f"--storage-file {path}: its first line is no storage URL, such as {DEFAULT_STORAGE}")
+    # Its group may read it: Kubernetes gives secrets to a pod's user that way.
+    if stat.S_IMODE(mode) & stat.S_IRWXO and _holds_password(url):
+        raise UserError(
+            f"--storage-file {path}: holds a password that everyone on this machine may read; chmod o= '{path}'"
+        )
+    context.meta[_STORAGE_FILE] = (path, url)
+
+
+def _holds_password(text: str) -> bool:
+    from search.storage import holds_password
+
+    return holds_password(text)
 
 
 study_option = click.option("--study", metavar="NAME", help="The study; needed where the storage holds several.")
@@ -55,8 +91,22 @@ output_option = click.option(
 
 
 def storage_url(flag: str | None, space: Space | None = None) -> str:
-    """The URL of the storage: the flag, else the space file's, else the environment's, else the default."""
-    return flag or (space and space.storage) or os.environ.get("VQSEARCH_STORAGE") or DEFAULT_STORAGE
+    """The URL of the storage: the flags', else the space file's, else the environment's, else the default.
+
+    Raises:
+        UserError: both flags were given, or a password stands on the command line, where `ps` shows it to everyone.
+    """
+    context = click.get_current_context(silent=True)
+    path, url = context.meta.get(_STORAGE_FILE, (None, None)) if context else (None, None)
+    settings = context.params.get("overrides", ()) if context else ()
+    if flag and url:
+        raise UserError(f"--storage and --storage-file {path}: both say where the studies are; expected one of them")
+    if any(_holds_password(word) for word in (flag or "", *settings)):
+        raise UserError(
+            "a command line shows the storage's password to everyone on this machine; expected --storage-file FILE, "
+            "$VQSEARCH_STORAGE, or a URL without one and ~/.pgpass"
+        )
+    return flag or url or (space and space.storage) or os.environ.get("VQSEARCH_STORAGE") or DEFAULT_STORAGE
 
 
 def load(storage: str | None, study: str | None) -> Any:
@@ -69,19 +119,11 @@ def load(storage: str | None, study: str | None) -> Any:
 
 def terminal() -> Console:
     """Where to print what is more than a line."""
-    from rich.console import Console
+    from search.text import PlainConsole
 
-    return Console(highlight=False)
+    return PlainConsole()
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2))
-
-
-def keep_secrets(storage: str | None, address: str | None) -> None:
-    """A cluster's Ray shows the command line of every driver to all of its users."""
-    from search.storage import redact
-
-    if storage and address and redact(storage) != storage:
-        raise UserError("--storage holds a password that --address would show to the cluster; set $VQSEARCH_STORAGE")

@@ -165,8 +165,8 @@ class Patient(BaseStorage):
         if self._given_up or threading.get_ident() != self._waits:
             raise (SearchError if self._given_up else StorageError)(f"the storage does not answer: {words(cause)}")
         self._tell(
-            f"the storage does not answer; trials go on training, and it is waited for up to "
-            f"{self._wait_s / 60:g} min: {words(cause)}"
+            f"the storage does not answer; it is waited for up to {self._wait_s / 60:g} min, "
+            f"and trials go on training: {words(cause)}"
         )
         try:
             return self._wait(again or first, cause)

@@ -25,9 +25,11 @@ from rich.text import Text
 
 from search import records, retention
 from search.errors import VqsearchError
+from search.errors import VqsearchError
 from search.parameters import settings
 from search.space import Space
 from search.study import OpenStudy
+from search.text import printable
 from vqvae.config import COSTS, DataConfig
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def summary(study: optuna.Study, space: Space) -> list[str]:
     if now.best:
         lines.append(f"best: trial {now.best.number}, {space.objective.metric} {now.best.value:.5g}")
         lines.append(f"      {settings(now.best.params)}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def images(splits: Splits, config: DataConfig) -> list[str]:
@@ -230,7 +232,12 @@ class View:
     def _now(self, opened: OpenStudy) -> Standing:
         if self._standing is None or time.monotonic() - self._read > 2.0:
             running = [time.monotonic() - f.started + f.before for f in list(opened.flights.values())]
-            self._standing = standing(opened.study, opened.space, running)
+            try:
+                self._standing = standing(opened.study, opened.space, running)
+            except VqsearchError:  # The storage is away, which the driver tells and waits for.
+                self._standing = self._standing or Standing(
+                    counts={}, invalid=0, total=opened.space.budget.trials, best=None, trained_s=0.0, left_s=None
+                )
             self._read = time.monotonic()
         return self._standing
 

@@ -26,6 +26,9 @@ from search.mounts import shared
 
 DEFAULT = "sqlite:///vqsearch.db"
 
+SECRETS = ("VQSEARCH_STORAGE", "PGPASSWORD")
+"""Variables that may hold a password; only the driver talks to the storage."""
+
 _GIVES_UP = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -64,6 +67,21 @@ def redact(url: str) -> str:
     """
     url = re.sub(r"([?&](?:ssl)?pass(?:word|wd)=)[^&]*", r"\1***", url)
     return re.sub(r"(://[^:/]*):[^@]*@(?:[^?]*@)?", r"\1:***@", url)
+
+
+def holds_password(url: str) -> bool:
+    """Whether who reads a URL learns a password; an empty one is none."""
+    return redact(url) not in (url, url.replace(":@", ":***@", 1))
+
+
+@contextmanager
+def secrets_aside() -> Iterator[None]:
+    """Keep what opens a storage out of the environment of processes that start meanwhile: Ray's hand theirs on."""
+    aside = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(aside)
 
 
 def _relational(url: str, create: bool) -> BaseStorage:

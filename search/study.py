@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search import output, records, sampling, space
-from search.errors import OutputError, StudyError
+from search.errors import OutputError, StudyError, VqsearchError
 from search.lease import Lease, is_lease
 from search.retention import Keeper
 from search.space import Space
@@ -124,12 +124,16 @@ class OpenStudy:
             records.set_hours(self.study, self.hours())
 
     def close(self) -> None:
-        """Hand back what still runs (it was cut off), write what was spent and give the lease back."""
-        if self.lease.held:
-            for flight in self.flights.values():
-                self.put_back(flight.trial)
-            records.set_hours(self.study, self.hours())
-        self.lease.release()
+        """Hand back what still runs (it was cut off), write what was spent and give the lease back.
+
+        What a storage that stays away does not let us do, the next driver does for us.
+        """
+        with contextlib.suppress(VqsearchError):
+            if self.lease.held:
+                for flight in self.flights.values():
+                    self.put_back(flight.trial)
+                records.set_hours(self.study, self.hours())
+            self.lease.release()
 
 
 def studies(storage: BaseStorage) -> list[str]:
@@ -164,7 +168,10 @@ def load(storage: BaseStorage, name: str | None) -> tuple[optuna.Study, Space]:
     stored = records.space(study)
     if stored is None:
         raise StudyError(f"{name}: this study was not made by vqsearch, so nothing can be said of it{listed}")
-    return study, space.parse(stored, f"study {name}")
+    found = space.parse(stored, f"study {name}")
+    if found.study != name:  # Its folder below the output root goes by its name.
+        raise StudyError(f"{name!r}: its space is that of {found.study}; a study must go by the name in its space")
+    return study, found
 
 
 def trial_of(study: optuna.Study, number: int) -> FrozenTrial:

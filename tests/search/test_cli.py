@@ -189,7 +189,7 @@ def test_missing_weights_of_lpips_are_said_before_any_trial_is_spent(tiny_file):
 def test_a_storage_that_does_not_answer_gives_one_line_without_the_password(tiny_file):
     url = "postgresql://me:secret@127.0.0.1:1/x"
     for command in (["status"], ["launch", "tiny.yaml"], ["resume"]):
-        line = refused(*command, "--storage", url, cwd=tiny_file.parent)
+        line = refused(*command, cwd=tiny_file.parent, env={**os.environ, "VQSEARCH_STORAGE": url})
         assert line.startswith("vqsearch: postgresql://me:***@127.0.0.1:1/x: the storage can't be opened: ")
         assert "secret" not in line
 

@@ -151,7 +151,7 @@ def test_a_storage_that_stays_away_ends_the_search_in_a_line(tmp_path, monkeypat
         "vqsearch resume (server closed the connection)"
     )
     assert told == [
-        "the storage does not answer; trials go on training, and it is waited for up to 0.005 min: "
+        "the storage does not answer; it is waited for up to 0.005 min, and trials go on training: "
         "server closed the connection"
     ]
     started = time.monotonic()
