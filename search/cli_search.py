@@ -34,6 +34,7 @@ from search.options import (
 @address_option
 @wait_option
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
+@click.option("--extend", metavar="OLD", help="Open a new study that takes over what trials of OLD lie in the space.")
 @quiet_option
 def launch(
     space: str,
@@ -44,6 +45,7 @@ def launch(
     address: str | None,
     wait_for_nodes: bool,
     overrides: tuple[str, ...],
+    extend: str | None,
     quiet: bool,
 ) -> None:
     """Search the space of a file; go on with its study if there is one."""
@@ -55,7 +57,13 @@ def launch(
     url = storage_url(storage, loaded)
     view = View(terminal(), quiet)
     ended = launching.launch(
-        loaded, url=url, root=output or loaded.output, address=address, wait_for_nodes=wait_for_nodes, view=view
+        loaded,
+        url=url,
+        root=output or loaded.output,
+        address=address,
+        wait_for_nodes=wait_for_nodes,
+        extend=extend,
+        view=view,
     )
     _finish(ended, url, loaded.study)
 

@@ -12,8 +12,9 @@ from types import FrameType
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
-from search import cluster, lease, output, progress, records, storage, study
+from search import cluster, extension, lease, output, progress, records, storage, study
 from search.errors import VqsearchError
 from search.patience import Patient
 from search.progress import View
@@ -26,7 +27,14 @@ DECODING_EVERY_S = 10.0
 
 
 def launch(
-    space: Space, *, url: str, root: str | None, address: str | None = None, wait_for_nodes: bool = False, view: View
+    space: Space,
+    *,
+    url: str,
+    root: str | None,
+    address: str | None = None,
+    wait_for_nodes: bool = False,
+    extend: str | None = None,
+    view: View,
 ) -> int:
     """Search a space, from its start or from where its study stands.
 
@@ -36,6 +44,7 @@ def launch(
         root: output root; None for that of the study, or the default one.
         address: of a Ray cluster; None starts one on this machine.
         wait_for_nodes: go on though no trial fits yet.
+        extend: name of a study whose trials the new one takes over, see `search.extension`.
         view: what the user sees.
 
     Returns:
@@ -46,12 +55,17 @@ def launch(
     """
     absolute = None if root is None else output.absolute(root)
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
+    copies: tuple[FrozenTrial, ...] = ()
+    if extend is not None:
+        taken = extension.extend(store, space, extend, measure())
+        copies = taken.copies
+        view.message(taken.line)
     known = study.existing(store, space, absolute)
     if known is not None:
         lease.refuse_if_held(store, space.study)
         if _nothing_left(known, space.budget.trials, view):
             return 0
-    opening = functools.partial(study.create, store, space, absolute)
+    opening = functools.partial(study.create, store, space, absolute, copies=copies)
     return _run(space, opening, address, wait_for_nodes, view)
 
 

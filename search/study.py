@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search import output, records, sampling, space
-from search.errors import OutputError, StudyError, VqsearchError
+from search.errors import OutputError, StudyError
 from search.lease import Lease, is_lease
 from search.retention import Keeper
 from search.space import Space
@@ -218,7 +218,9 @@ def spent(study: optuna.Study, budget: int) -> bool:
     return sum(records.counts(t) for t in trials) >= budget and all(t.state.is_finished() for t in trials)
 
 
-def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int) -> OpenStudy:
+def create(
+    storage: BaseStorage, wanted: Space, root: str | None, parallel: int, copies: Sequence[FrozenTrial] = ()
+) -> OpenStudy:
     """Open the study of a space file: a new one, or the one of this name if it searches the same.
 
     Args:
@@ -226,6 +228,7 @@ def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int)
         wanted: the space.
         root: output root, absolute; None for that of the study, or the default one.
         parallel: trials that can run at once, for the number of quasi-random trials of a new study.
+        copies: trials of an old study that a new one takes over, see `search.extension`.
 
     Raises:
         StudyError: the name is taken by another search; the message shows the difference and the ways on.
@@ -239,7 +242,8 @@ def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int)
         with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # The lease decides between two drivers.
             storage.create_new_study([_direction(wanted)], wanted.study)
         study = optuna.load_study(study_name=wanted.study, storage=storage)
-        if study.direction != _direction(wanted) or study.get_trials(deepcopy=False):
+        begun = _originals(study.get_trials(deepcopy=False))
+        if study.direction != _direction(wanted) or not begun <= _originals(copies):
             raise StudyError(
                 f"{wanted.study}: the storage holds a study of this name that vqsearch did not make; choose another "
                 "name with --study"
@@ -252,6 +256,8 @@ def create(storage: BaseStorage, wanted: Space, root: str | None, parallel: int)
                 warnings.simplefilter("ignore")  # Optuna calls the names of objectives experimental.
                 study.set_metric_names([wanted.objective.metric])
             assert root is not None
+            there = _originals(study.get_trials(deepcopy=False))  # by a launch that was killed here
+            study.add_trials(copy for copy in copies if not _originals([copy]) <= there)
             records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), versions())
         return _enter(study, wanted, records.output(study), lease)
 
@@ -358,6 +364,10 @@ def _other_versions(study: optuna.Study) -> list[str]:
     return [f"made with {'; '.join(changed)}: curves of the trials to come may differ in the last digits"]
 
 
+def _originals(trials: Iterable[FrozenTrial]) -> set[records.Original | None]:
+    return {records.copied(trial) for trial in trials}
+
+
 def _direction(wanted: Space) -> StudyDirection:
     return StudyDirection[wanted.objective.direction.upper()]
 
@@ -368,8 +378,9 @@ def _refuse_a_change(stored: Space, wanted: Space) -> None:
         raise StudyError(
             f"{wanted.study}: the storage holds a study of this name that searches something else:\n  "
             + "\n  ".join(lines)
-            + f"\nGive the new search another name (--study NAME), or go on with the old one (vqsearch resume --study "
-            f"{wanted.study})."
+            + f"\nThe same command with --study {wanted.study}-2 --extend {wanted.study} opens a new study that takes "
+            "over what trials of this one lie in the new space; with --study NAME alone it starts from nothing; "
+            f"vqsearch resume --study {wanted.study} goes on with the old one."
         )
 
 
