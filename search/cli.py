@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from search import cli_clean, cli_models, cli_search
+from search import cli_clean, cli_models, cli_search, cli_steer
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
 
@@ -28,6 +28,10 @@ def cli() -> None:
 for command in (
     cli_search.launch,
     cli_search.resume,
+    cli_steer.stop,
+    cli_steer.pause,
+    cli_steer.prune,
+    cli_steer.enqueue,
     cli_search.status,
     cli_search.best,
     cli_search.dashboard,

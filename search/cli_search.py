@@ -9,11 +9,14 @@ import click
 from search.options import (
     Command,
     address_option,
+    again,
+    detach_option,
     json_option,
     load,
     output_option,
     print_json,
     quiet_option,
+    storage_flag,
     storage_option,
     storage_url,
     study_option,
@@ -36,6 +39,7 @@ from search.options import (
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
 @click.option("--extend", metavar="OLD", help="Open a new study that takes over what trials of OLD lie in the space.")
 @quiet_option
+@detach_option
 def launch(
     space: str,
     storage: str | None,
@@ -47,6 +51,7 @@ def launch(
     overrides: tuple[str, ...],
     extend: str | None,
     quiet: bool,
+    detach: bool,
 ) -> None:
     """Search the space of a file; go on with its study if there is one."""
     from search import launch as launching
@@ -55,6 +60,9 @@ def launch(
 
     loaded = spaces.load(space, overrides, study=study, trials=trials)
     url = storage_url(storage, loaded)
+    if detach:
+        _detach(["--set", "storage=null"], url, loaded.study, output or loaded.output)
+        return
     view = View(terminal(), quiet)
     ended = launching.launch(
         loaded,
@@ -82,6 +90,7 @@ def launch(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set budget, parallel or resources of the study."
 )
 @quiet_option
+@detach_option
 def resume(
     storage: str | None,
     study: str | None,
@@ -91,8 +100,10 @@ def resume(
     wait_for_nodes: bool,
     overrides: tuple[str, ...],
     quiet: bool,
+    detach: bool,
 ) -> None:
     """Go on with a study, from its storage alone."""
+    from search import asking
     from search import launch as launching
     from search import study as studies
     from search.progress import View
@@ -102,6 +113,12 @@ def resume(
     url = storage_url(storage)
     loaded, _ = studies.load(open_storage(url, create=False), study)
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
+    if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output)):
+        click.echo(f"{loaded.study_name}: {told}")
+        return
+    if detach:
+        _detach([], url, loaded.study_name, output)
+        return
     ended = launching.resume(
         url=url,
         name=loaded.study_name,
@@ -189,16 +206,35 @@ def validate(space: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) 
         print_json(checked)
 
 
+def _detach(more: list[str], url: str, name: str, root: str | None) -> None:
+    """Run this command again where no terminal can end it."""
+    from search import detach
+
+    log = detach.log_of(url, name, root)
+    process, began = detach.start([*again(click.get_current_context()), *more], url, log)
+    click.echo(f"{name}: process {process.pid} opens the study; its log: {log}")
+    if not detach.wait_until_open(process, url, name):
+        with log.open("rb") as file:
+            file.seek(began)
+            click.echo(file.read().decode(errors="replace"), err=process.returncode != 0, nl=False)
+        sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
+    flags = storage_flag(url)
+    click.echo(f"{name}: the search runs, with or without this terminal")
+    click.echo(f"watch it:  tail -f '{log}'")
+    click.echo(f"look at:   vqsearch status{flags} --study {name}")
+    click.echo(f"stop it:   vqsearch stop{flags} --study {name}")
+
+
 def _finish(signal: int, url: str, name: str) -> None:
     """The last lines of a launch: what it came to, and what to do next."""
     from search import progress
     from search import study as studies
-    from search.storage import open_storage, redact
+    from search.storage import open_storage
 
     loaded, space = studies.load(open_storage(url, create=False), name)
     for line in progress.summary(loaded, space):
         click.echo(line)
-    flags = f" --storage '{redact(url)}'" if url != storage_url(None) else ""
+    flags = storage_flag(url)
     if signal:
         click.echo(f"go on with: vqsearch resume{flags} --study {name}")
         sys.exit(128 + signal)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
-import signal
-import threading
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from search.errors import ResourceError, SearchError
@@ -45,27 +46,42 @@ def connected(address: str | None) -> Iterator[None]:
     import ray
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # A lost worker is told by us, in one line.
-    # A closing terminal tells the whole process group; Ray's own processes must outlive the driver's drain.
-    main_thread = threading.current_thread() is threading.main_thread()
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN) if main_thread else None
     common: dict[str, Any] = {"namespace": "vqsearch", "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
             # A small object store: nothing large goes through it, images and checkpoints lie in files.
-            ray.init(address="local", include_dashboard=False, object_store_memory=128 * 2**20, **common)
+            with _sessions_of_their_own():
+                ray.init(address="local", include_dashboard=False, object_store_memory=128 * 2**20, **common)
         else:
             ray.init(address=address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise SearchError(f"Ray can't be started on this machine: {error}") from error
         raise ResourceError(f"--address {address}: no Ray cluster answers there: {error}") from None
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGHUP, hangup)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Start processes in sessions of their own.
+
+    A closing terminal, `timeout` and a job's end tell the whole process group, and Ray's own processes must outlive the
+    drain of the driver. They can't be made to ignore SIGTERM, for which they install handlers.
+    """
+    original = subprocess.Popen.__init__
+
+    @functools.wraps(original)
+    def start(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **{"start_new_session": True, **options})
+
+    subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = original  # type: ignore[method-assign]
 
 
 class Capacity:
@@ -156,15 +172,29 @@ class _Control:
     async def drain(self) -> None:
         self._event.set()
 
+    async def go_on(self) -> None:
+        self._event = asyncio.Event()
 
-def control() -> tuple[str, Callable[[], None]]:
-    """Start the actor.
 
-    Returns:
-        Its name for the workers, and the function that drains.
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """The actor that tells workers to drain.
+
+    Attributes:
+        name: by which workers find it.
+        drain: every worker saves a checkpoint and stops, those to come at once.
+        go_on: workers to come train again.
     """
+
+    name: str
+    drain: Callable[[], None]
+    go_on: Callable[[], None]
+
+
+def control() -> Control:
+    """Start the actor."""
     import ray
 
     name = f"control-{uuid.uuid4().hex[:8]}"
     actor: Any = ray.remote(num_cpus=0)(_Control).options(name=name, max_concurrency=10_000).remote()
-    return name, lambda: actor.drain.remote()
+    return Control(name=name, drain=lambda: actor.drain.remote(), go_on=lambda: actor.go_on.remote())

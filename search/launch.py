@@ -9,18 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
 from search import cluster, extension, lease, output, progress, records, storage, study
-from search.errors import VqsearchError
+from search.errors import SpaceError, VqsearchError
 from search.patience import Patient
 from search.progress import View
 from search.space import Space
+from search.steering import Steering
 from search.study import OpenStudy
 from vqvae.config import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    from search.searcher import StudySearcher
 
 DECODING_EVERY_S = 10.0
 """Wall seconds between two lines about pictures being decoded."""
@@ -145,19 +149,9 @@ def check_trainable(space: Space) -> None:
     Raises:
         SpaceError: with file, line and key.
     """
-    first: dict[str, Any] = {
-        p.name: p.labels[0] if p.kind == "choice" else p.low for p in space.parameters if not p.when
-    }
+    first = _first(space)
     choices = {p.name: p.labels for p in space.parameters if p.kind == "choice" and not p.when}
-    measured = measure()
-
-    def fault(labels: Mapping[str, Any]) -> ConfigError | None:
-        try:
-            measured(space.config(labels))
-        except ConfigError as error:
-            return error
-        return None
-
+    fault = functools.partial(_fault, space, measure())
     error = fault(first)
     if error is not None and error.key not in first:
         raise space.document.error(("train", *error.key.split(".")), error.problem)
@@ -172,6 +166,31 @@ def check_trainable(space: Space) -> None:
         error = fault(first | dict(baseline))
         if error is not None:
             raise space.document.error(("baselines", index), f"can't be built: {error}")
+
+
+def check_settings(space: Space, labels: Mapping[str, Any], where: str) -> None:
+    """Build the model that some settings of a space make, with any other ones.
+
+    Raises:
+        SpaceError: it can't be built.
+    """
+    error = _fault(space, measure(), _first(space) | dict(labels))
+    if error is not None:
+        raise SpaceError(where, "", f"can't be built: {error}")
+
+
+def _first(space: Space) -> dict[str, Any]:
+    return {p.name: p.labels[0] if p.kind == "choice" else p.low for p in space.parameters if not p.when}
+
+
+def _fault(
+    space: Space, measured: Callable[[TrainConfig], Mapping[str, float]], labels: Mapping[str, Any]
+) -> ConfigError | None:
+    try:
+        measured(space.config(labels))
+    except ConfigError as error:
+        return error
+    return None
 
 
 def check_weights(space: Space) -> None:
@@ -227,35 +246,48 @@ def measure() -> Callable[[TrainConfig], Mapping[str, float]]:
 
 def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> int:
     """Run Ray's controller in this thread until nothing is left to do."""
-    from ray import tune
-
-    from search import pruning, searcher, trainable
+    from search import pruning, searcher
 
     opened.study.pruner = pruning.build(opened.space)
-    name, drain = cluster.control()
+    control = cluster.control()
+    steering = Steering(opened, control)
+    measured = measure()
+    try:
+        with view.watching(opened, capacity), _signals(opened, steering.drain, view) as caught:
+            while True:
+                asked = searcher.StudySearcher(opened, capacity, measured, control.name, steering)
+                _fit(opened, asked)
+                # A pause ends Ray's run, so that its workers give their GPUs back; the driver and its lease stay.
+                if opened.failure is not None or not asked.paused or not steering.wait():
+                    break
+    except Exception as error:  # noqa: BLE001 - Ray wraps what our searcher and scheduler raise
+        raise _ours(error) or error from None
+    if opened.failure is not None:
+        raise opened.failure
+    return caught[0] if caught else int(signal.SIGTERM) if steering.stopped else 0
+
+
+def _fit(opened: OpenStudy, search: StudySearcher) -> None:
+    from ray import tune
+
+    from search import pruning, trainable
+
     need = opened.space.resources
     system, base = output.filesystem(opened.output)
     tuner = tune.Tuner(
         tune.with_resources(trainable.run, {"cpu": need.cpus, "gpu": need.gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=searcher.StudySearcher(opened, capacity, measure(), name),
+            search_alg=search,
             scheduler=pruning.StudyScheduler(opened),
             num_samples=-1,
-            max_concurrent_trials=max(opened.space.budget.trials, 1),
+            max_concurrent_trials=opened.space.budget.trials + 1,  # one more: Ray goes on asking, and we steering
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="ray", storage_path=f"{base}/{opened.study.study_name}", storage_filesystem=system, verbose=0
         ),
     )
-    try:
-        with view.watching(opened, capacity), _signals(opened, drain, view) as caught:
-            tuner.fit()
-    except Exception as error:  # noqa: BLE001 - Ray wraps what our searcher and scheduler raise
-        raise _ours(error) or error from None
-    if opened.failure is not None:
-        raise opened.failure
-    return caught[0] if caught else 0
+    tuner.fit()
 
 
 def _ours(error: BaseException | None) -> VqsearchError | None:
@@ -273,7 +305,7 @@ def _signals(opened: OpenStudy, drain: Callable[[], None], view: View) -> Iterat
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
-        opened.draining = True
+        opened.draining = True  # at once; what follows may take a moment
         # Neither a call to Ray nor a line to a terminal that may be gone belongs into a signal handler.
         threading.Thread(target=announce, args=(number,), daemon=True).start()
 

@@ -47,6 +47,21 @@ def refuse_if_held(storage: BaseStorage, name: str) -> None:
         _refuse_if_alive(storage, name, number, holder)
 
 
+def driver(storage: BaseStorage, name: str) -> Holder | None:
+    """Who runs a study now; None where nobody does."""
+    holders = _holders(storage, name)
+    return next((h for number, h in holders.items() if _runs(storage, name, number, h)), None)
+
+
+def study_of(storage: BaseStorage, name: str, number: int) -> int:
+    """Id of the study that a lease is; what is written to it goes when the lease goes.
+
+    Raises:
+        KeyError: the lease has been given back or taken over.
+    """
+    return storage.get_study_id_from_name(f"{name}/lease/{number}")
+
+
 def is_lease(study: str) -> bool:
     """Whether a study of this name is a lease, to be hidden where studies are listed."""
     return re.search(r"/lease/\d+$", study) is not None
@@ -57,17 +72,21 @@ class Holder:
     """Who holds a lease.
 
     Attributes:
+        number: of the lease.
         host, pid: where the driver runs.
         machine: identity of the machine's boot and process namespace, in which `pid` means something.
         born: the process's start in clock ticks since boot, so that a reused pid is not taken for it.
         beat: seconds since the epoch at which it was last heard of.
+        paused: it holds the study, but runs no trial until it is told to go on.
     """
 
+    number: int
     host: str
     pid: int
     machine: str
     born: int
     beat: float
+    paused: bool
 
 
 class Lease:
@@ -186,17 +205,23 @@ class Lease:
 
 
 def _refuse_if_alive(storage: BaseStorage, name: str, number: int, holder: Holder) -> None:
-    waited = time.monotonic()
-    while not holder.beat and time.monotonic() - waited < WRITTEN_S:
-        # It has been created this moment, and its holder is about to write who it is.
-        time.sleep(0.05)
+    if _runs(storage, name, number, holder):
         holder = _holders(storage, name).get(number, holder)
-    if _alive(holder) or (not _here(holder) and _beats(storage, name, holder)):
         ago = max(0.0, time.time() - holder.beat)
         raise LeaseError(
             f"{name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s ago); "
             "stop it first, or wait for it to end"
         )
+
+
+def _runs(storage: BaseStorage, name: str, number: int, holder: Holder) -> bool:
+    """Whether a lease is that of a driver that lives."""
+    waited = time.monotonic()
+    while not holder.beat and time.monotonic() - waited < WRITTEN_S:
+        # It has been created this moment, and its holder is about to write who it is.
+        time.sleep(0.05)
+        holder = _holders(storage, name).get(number, holder)
+    return _alive(holder) or (not _here(holder) and _beats(storage, name, holder))
 
 
 def _holders(storage: BaseStorage, name: str) -> dict[int, Holder]:
@@ -205,12 +230,15 @@ def _holders(storage: BaseStorage, name: str) -> dict[int, Holder]:
     for study in storage.get_all_studies():
         if study.study_name.startswith(prefix):
             attributes = study.user_attrs
-            found[int(study.study_name[len(prefix) :])] = Holder(
+            number = int(study.study_name[len(prefix) :])
+            found[number] = Holder(
+                number=number,
                 host=str(attributes.get("host", "a host that did not say its name")),
                 pid=int(attributes.get("pid", 0)),
                 machine=str(attributes.get("machine", "")),
                 born=int(attributes.get("born", 0)),
                 beat=float(attributes.get("beat", 0.0)),
+                paused=bool(attributes.get(records.PAUSED, False)),
             )
     return found
 

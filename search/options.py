@@ -85,6 +85,9 @@ address_option = click.option(
     "--address", metavar="RAY", help="A Ray cluster to run on (auto or HOST:6379). Default: this machine."
 )
 wait_option = click.option("--wait-for-nodes", is_flag=True, help="Go on though no node can run a trial yet.")
+detach_option = click.option(
+    "--detach", is_flag=True, help="Go on in the background when the terminal closes; write to a log."
+)
 output_option = click.option(
     "--output", metavar="DIR", help=f"Where checkpoints go: a folder or a bucket URL. Default: {DEFAULT_OUTPUT}."
 )
@@ -109,12 +112,37 @@ def storage_url(flag: str | None, space: Space | None = None) -> str:
     return flag or url or (space and space.storage) or os.environ.get("VQSEARCH_STORAGE") or DEFAULT_STORAGE
 
 
+def storage_flag(url: str) -> str:
+    """What a command line needs to find this storage again, without its password; "" where it is the default one."""
+    from search.storage import redact
+
+    context = click.get_current_context(silent=True)
+    path, named = context.meta.get(_STORAGE_FILE, (None, None)) if context else (None, None)
+    if url == named:
+        return f" --storage-file '{path}'"
+    return f" --storage '{redact(url)}'" if url != storage_url(None) else ""
+
+
 def load(storage: str | None, study: str | None) -> Any:
     """A study to look at, and its space."""
     from search import study as studies
     from search.storage import open_storage
 
     return studies.load(open_storage(storage_url(storage), create=False), study)
+
+
+def again(context: click.Context) -> list[str]:
+    """The command line of a command, without --detach and without its storage, which may hold a password."""
+    words = [str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in ("detach", "storage", "storage_file") or value in (None, False):
+            continue
+        flag = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
+        for each in value if isinstance(value, tuple) else (value,):
+            if not str(each).startswith("storage="):
+                words += flag if each is True else [*flag, str(each)]
+    return words
 
 
 def terminal() -> Console:

@@ -103,7 +103,10 @@ class Parameter:
             return any(label == known and type(label) is type(known) for known in self.labels)
         number = isinstance(label, (int, float)) and not isinstance(label, bool)
         whole = self.kind == "float" or (number and math.isfinite(label) and label == int(label))
-        return bool(number and whole and self.low <= label <= self.high)
+        if not (number and whole and self.low <= label <= self.high):
+            return False
+        steps = 0.0 if self.step is None else (label - self.low) / self.step
+        return bool(abs(steps - round(steps)) < 1e-8)  # as Optuna holds a value to be on the grid
 
 
 def parse(search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> tuple[Parameter, ...]:
@@ -260,23 +263,44 @@ def parse_baselines(
     Raises:
         SpaceError: with file, line and key.
     """
+    return tuple(
+        parse_baseline(baseline, parameters, document, ("baselines", index)) for index, baseline in enumerate(values)
+    )
+
+
+def parse_baseline(
+    values: Mapping[str, Any], parameters: Sequence[Parameter], document: yaml12.Document, path: yaml12.Path = ()
+) -> dict[str, Any]:
+    """Read the settings of one trial, all or some of them.
+
+    Args:
+        values: searched field -> label or number.
+        parameters: what is searched.
+        document: where they stand, and `path` there, for messages.
+
+    Raises:
+        SpaceError: a field that is not searched, or not beside these values; or a value out of its range.
+    """
     known = {parameter.name: parameter for parameter in parameters}
-    baselines = []
-    for index, baseline in enumerate(values):
-        labels = {}
-        for name, label in baseline.items():
-            path = ("baselines", index, name)
-            if name not in known:
-                raise document.error(path, conversion.unknown(name, known).replace("field", "searched field"))
-            parameter = known[name]
-            number = isinstance(label, int) and not isinstance(label, bool)
-            if number and (parameter.kind == "float" or (parameter.ordered and isinstance(parameter.labels[0], float))):
-                label = float(label)
-            if not parameter.holds(label):
-                raise document.error(path, f"must be {_words_of(parameter)}, but got {label!r}")
-            labels[name] = label
-        baselines.append(labels)
-    return tuple(baselines)
+    labels = {}
+    for name, label in values.items():
+        if name not in known:
+            raise document.error((*path, name), conversion.unknown(name, known).replace("field", "searched field"))
+        parameter = known[name]
+        number = isinstance(label, int) and not isinstance(label, bool)
+        if number and (parameter.kind == "float" or (parameter.ordered and isinstance(parameter.labels[0], float))):
+            label = float(label)
+        if not parameter.holds(label):
+            raise document.error((*path, name), f"must be {_words_of(parameter)}, but got {label!r}")
+        labels[name] = label
+    for name in labels:
+        for parent, allowed in known[name].when:
+            if parent in labels and labels[parent] not in allowed:
+                raise document.error(
+                    (*path, name),
+                    f"is searched where {parent} is among {list(allowed)!r} only, but got {parent}={labels[parent]!r}",
+                )
+    return labels
 
 
 def _words(annotation: Any) -> str:
@@ -286,7 +310,8 @@ def _words(annotation: Any) -> str:
 def _words_of(parameter: Parameter) -> str:
     if parameter.kind == "choice":
         return f"among {list(parameter.labels)!r}"
-    return f"from {parameter.low:g} to {parameter.high:g}"
+    steps = "" if parameter.step in (None, 1) else f" in steps of {parameter.step:g}"
+    return f"from {parameter.low:g} to {parameter.high:g}{steps}"
 
 
 def logarithmic(parameter: Parameter) -> bool:

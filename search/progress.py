@@ -25,7 +25,6 @@ from rich.text import Text
 
 from search import records, retention
 from search.errors import VqsearchError
-from search.errors import VqsearchError
 from search.parameters import settings
 from search.space import Space
 from search.study import OpenStudy
@@ -256,6 +255,8 @@ class View:
     def _left(self, now: Standing) -> str:
         if self._opened is not None and self._opened.draining:
             return "stopping"
+        if self._opened is not None and self._opened.paused is not None:
+            return "paused; vqsearch resume goes on"
         return "" if now.left_s is None else f"about {duration(now.left_s)} left"
 
     def _running(self, opened: OpenStudy) -> RenderableType:

@@ -115,9 +115,12 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
         records.set_checkpoint(trial, record)
         if before is not None and before.folder != record.folder:
             opened.keeper.replace(before.folder)
-    if report["ended"] == "stopped":
+    outcome = _evaluated(opened, flight, step, metrics) if report["evaluated"] else None
+    if outcome is None and flight.unwanted:
+        return Outcome(state=TrialState.PRUNED, reason=records.BY_HAND)
+    if outcome is None and report["ended"] == "stopped":
         return Outcome(state=TrialState.WAITING)
-    return _evaluated(opened, flight, step, metrics) if report["evaluated"] else None
+    return outcome
 
 
 def _ended(how: str, reason: str) -> Outcome:

@@ -58,6 +58,7 @@ class StudySearcher(Searcher):
         capacity: trials that the cluster can run at once, now.
         measure: quantities known before training (parameters, bits_per_image, tokens) of a config.
         control: name of the actor that tells workers to drain.
+        steer: does what people ask of this driver; called whenever Ray asks for a trial, ten times a second or so.
     """
 
     def __init__(
@@ -66,13 +67,17 @@ class StudySearcher(Searcher):
         capacity: Callable[[], int],
         measure: Callable[[TrainConfig], Mapping[str, float]],
         control: str,
+        steer: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(metric=None, mode=None)  # Ray would insist on the metric in every light report.
         self._opened = opened
         self._capacity = capacity
         self._measure = measure
         self._control = control
+        self._steer = steer
         self._stop_asking = False
+        self.paused = False
+        """Whether Ray was told that nothing will come because the driver pauses."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial, None while there is nothing to start now, FINISHED when nothing will come any more."""
@@ -80,6 +85,10 @@ class StudySearcher(Searcher):
         if opened.failure is not None:
             raise opened.failure
         opened.lease.check()
+        self._steer()
+        if opened.paused is not None and not opened.draining:
+            self.paused = not opened.flights
+            return None if opened.flights else self.FINISHED
         capacity = self._capacity()
         if opened.flights and len(opened.flights) >= capacity:
             return None  # Asked ten times a second: the storage is read only when there is room.

@@ -134,19 +134,23 @@ def parse(values: Mapping[str, Any], name: str) -> Space:
     return _check(dict(values), yaml12.Document(name=name, value=values), Path.cwd())
 
 
-def assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str, flag: str = "--set") -> tuple[str, Any]:
     """``FIELD=VALUE`` of a command line: the dotted key and the value, read as YAML.
+
+    Args:
+        text: what was given.
+        flag: what stands before it, for messages.
 
     Raises:
         SpaceError: no such form, or no YAML behind the equals sign.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise SpaceError(f"--set {text}", "", "must be FIELD=VALUE, such as seed=1")
+        raise SpaceError(f"{flag} {text}", "", "must be FIELD=VALUE, such as seed=1")
     try:
         return key, yaml12.scalar(value)
     except SpaceError as error:
-        raise SpaceError(f"--set {text}", "", str(error).partition(": ")[2]) from None
+        raise SpaceError(f"{flag} {text}", "", str(error).partition(": ")[2]) from None
 
 
 def _override(values: dict[str, Any], text: str) -> yaml12.Path:

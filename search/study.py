@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search import output, records, sampling, space
-from search.errors import OutputError, StudyError
+from search.errors import OutputError, StudyError, VqsearchError
 from search.lease import Lease, is_lease
 from search.retention import Keeper
 from search.space import Space
@@ -45,6 +45,7 @@ class Flight:
         step: optimizer steps done, as last reported.
         metrics: as last reported.
         outcome: how it ends, once that is known.
+        unwanted: someone asked to prune it.
     """
 
     trial: optuna.Trial
@@ -54,6 +55,7 @@ class Flight:
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     outcome: Outcome | None = None
+    unwanted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class OpenStudy:
         keeper: lets checkpoints go that no trial needs.
         flights: Ray's trial id -> what is running.
         draining: no trial starts any more, and those that run are handed back.
+        paused: `time.monotonic()` since when no trial starts, until someone says go on; None while they do.
         notify: takes a line for people, about one trial or the search as a whole.
         notes: lines for people about the opening.
         failure: what went wrong where Ray would have swallowed it; the search ends with it.
@@ -95,6 +98,7 @@ class OpenStudy:
     keeper: Keeper
     flights: dict[str, Flight] = field(default_factory=dict)
     draining: bool = False
+    paused: float | None = None
     notify: Callable[[str], None] = lambda _line: None
     notes: list[str] = field(default_factory=list)
     failure: Exception | None = None
@@ -110,8 +114,15 @@ class OpenStudy:
         return self.study._storage.get_trial(trial._trial_id)
 
     def hours(self) -> float:
-        """Wall hours of all drivers, this one included."""
-        return self.hours_before + (time.monotonic() - self.opened) / 3600
+        """Wall hours of all drivers, this one included, without those in which it paused."""
+        now = time.monotonic() if self.paused is None else self.paused
+        return self.hours_before + (now - self.opened) / 3600
+
+    def go_on(self) -> None:
+        """End a pause."""
+        if self.paused is not None:
+            self.opened += time.monotonic() - self.paused
+            self.paused = None
 
     def put_back(self, trial: optuna.Trial | FrozenTrial) -> None:
         """RUNNING to WAITING: the same number goes on later, with its parameters, curve and checkpoint."""
@@ -238,16 +249,13 @@ def create(
     study = existing(storage, wanted, root)
     if study is None:
         root = root or output.absolute(output.DEFAULT)
+        with contextlib.suppress(KeyError):  # Refused before an output root is made for it.
+            _refuse_a_foreign_one(optuna.load_study(study_name=wanted.study, storage=storage), wanted, copies)
         output.check(root)
         with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # The lease decides between two drivers.
             storage.create_new_study([_direction(wanted)], wanted.study)
         study = optuna.load_study(study_name=wanted.study, storage=storage)
-        begun = _originals(study.get_trials(deepcopy=False))
-        if study.direction != _direction(wanted) or not begun <= _originals(copies):
-            raise StudyError(
-                f"{wanted.study}: the storage holds a study of this name that vqsearch did not make; choose another "
-                "name with --study"
-            )
+        _refuse_a_foreign_one(study, wanted, copies)
     lease = Lease(storage, wanted.study)
     with _given_back_on_error(lease):
         # Another driver may have made it in between.
@@ -370,6 +378,15 @@ def _originals(trials: Iterable[FrozenTrial]) -> set[records.Original | None]:
 
 def _direction(wanted: Space) -> StudyDirection:
     return StudyDirection[wanted.objective.direction.upper()]
+
+
+def _refuse_a_foreign_one(study: optuna.Study, wanted: Space, copies: Sequence[FrozenTrial]) -> None:
+    begun = _originals(study.get_trials(deepcopy=False))
+    if study.direction != _direction(wanted) or not begun <= _originals(copies):
+        raise StudyError(
+            f"{wanted.study}: the storage holds a study of this name that vqsearch did not make; choose another "
+            "name with --study"
+        )
 
 
 def _refuse_a_change(stored: Space, wanted: Space) -> None:

@@ -208,13 +208,14 @@ def test_a_killed_search_resumes_from_its_storage_to_the_exact_budget(tiny_file,
         assert before.intermediate_values.items() <= after.intermediate_values.items()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_ctrl_c_or_a_closed_terminal_hands_the_trials_back(tiny_file, tmp_path, number, code):
-    flags = ["--set", "budget.steps=1080", "--set", "train.optimizer.warmup_steps=2", "--trials", "2"]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_process_group_hands_the_trials_back(tiny_file, tmp_path, number, code):
+    steps = 1080 if number == signal.SIGINT else 10800
+    flags = ["--set", f"budget.steps={steps}", "--set", "train.optimizer.warmup_steps=2", "--trials", "2"]
     command = [*VQSEARCH, "launch", str(tiny_file), *flags]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        wait_for(started(tmp_path, 120), process)
-        os.killpg(process.pid, number)  # A terminal tells the whole group.
+        wait_for(started(tmp_path, steps // 9), process)
+        os.killpg(process.pid, number)  # as a terminal, `timeout` or the end of a job does
         printed = process.communicate(timeout=60)[0]
     assert process.returncode == code
     assert "go on with: vqsearch resume --study tiny" in printed

@@ -39,7 +39,7 @@ def searched(tiny_file):
         trial=running, labels={"optimizer.lr": 2e-3}, started=time.monotonic(), before=0.0, step=6,
         metrics={"images_per_s": 312.4, "val/psnr": 17.25},
     )  # fmt: skip
-    return SimpleNamespace(study=study, space=loaded, flights={"a": flight}, draining=False, notify=None)
+    return SimpleNamespace(study=study, space=loaded, flights={"a": flight}, draining=False, paused=None, notify=None)
 
 
 def shown(view):
@@ -74,6 +74,11 @@ def test_the_live_view_keeps_to_the_width_of_the_terminal_and_shows_the_numbers(
 def test_a_draining_search_says_that_it_stops(searched):
     searched.draining = True
     assert "stopping" in shown(view_of(searched)).splitlines()[0]
+
+
+def test_a_paused_search_says_so_and_what_ends_the_pause(searched):
+    searched.paused = time.monotonic()
+    assert "paused; vqsearch resume goes on" in shown(view_of(searched)).splitlines()[0]
 
 
 def test_refused_trials_count_neither_as_done_nor_as_pruned(searched):
