@@ -11,10 +11,12 @@ again. Paths below a root are POSIX and never leave it:
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,22 +72,31 @@ def check(root: str, create: bool = True, timeout_s: float = ANSWER_S) -> None:
     Raises:
         OutputError: the root is not there, does not answer, or can't be written.
     """
-    raised: list[BaseException] = []
+    if "://" not in root or root.startswith("file://"):
+        _probe(root, create)
+        return
+    # Clients of buckets can't be interrupted, and keep a process from ending: so another one asks. The root goes
+    # through a pipe, since it may hold keys and everybody sees command lines.
+    command = [sys.executable, "-P", "-c", "from search import output; output.answer()"]
+    try:
+        asked = subprocess.run(
+            command, input=json.dumps([root, create]), capture_output=True, text=True, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        raise OutputError(f"{root}: the output root does not answer within {timeout_s:g} s") from None
+    if asked.returncode:
+        words = asked.stdout.strip() or asked.stderr.strip().rpartition("\n")[2]
+        raise OutputError(words or f"{root}: the output root can't be written")
 
-    def attempt() -> None:
-        try:
-            _probe(root, create)
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            raised.append(error)
 
-    # Clients of buckets can't be interrupted; a thread that still tries must not keep the process from ending.
-    thread = threading.Thread(target=attempt, name="output", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if thread.is_alive():
-        raise OutputError(f"{root}: the output root does not answer within {timeout_s:g} s")
-    if raised:
-        raise raised[0]
+def answer() -> None:
+    """Check the root that standard input names, in a process of its own; exit 1 with the error's text."""
+    root, create = json.load(sys.stdin)
+    try:
+        _probe(root, create)
+    except OutputError as error:
+        sys.stdout.write(str(error))
+        sys.exit(1)
 
 
 def _probe(root: str, create: bool) -> None:

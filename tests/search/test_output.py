@@ -1,3 +1,6 @@
+import socket
+import time
+
 import pytest
 from pyarrow import fs
 
@@ -59,3 +62,50 @@ def test_a_root_that_has_to_be_there_is_not_made(tmp_path):
     with pytest.raises(OutputError, match=r"out: the output root of the study is not there; --output says where it"):
         output.check(str(tmp_path / "out"), create=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bucket_that_does_not_answer_is_named_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        root = f"s3://b/x?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=us-east-1"
+        began = time.monotonic()
+        with pytest.raises(OutputError) as error:
+            output.check(root, create=False, timeout_s=2.0)
+    assert str(error.value) == f"{root}: the output root does not answer within 2 s"
+    assert time.monotonic() - began < 10
+
+
+def test_a_bucket_that_refuses_is_named_with_the_reason():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    root = f"s3://b/x?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    with pytest.raises(OutputError) as error:
+        output.check(root, create=False)
+    assert str(error.value).startswith(f"{root}: the output root can't be written: ")
+    assert "Could not connect to server" in str(error.value)
+
+
+def test_a_file_url_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(OutputError) as error:
+        output.check(f"file://{tmp_path}/gone", create=False)
+    assert str(error.value) == (
+        f"file://{tmp_path}/gone: the output root of the study is not there; --output says where it has moved"
+    )
+
+
+def test_a_study_claims_its_files_once(root):
+    output.check(root)
+    assert output.owner(root, "s") == ""
+    assert output.claim(root, "s", "a" * 32)
+    assert output.claim(root, "s", "a" * 32)
+    assert not output.claim(root, "s", "b" * 32)
+    assert output.owner(root, "s") == "a" * 32
+
+
+def test_files_are_listed_with_their_sizes_and_removed_one_by_one(root):
+    output.check(root)
+    output.save(root, "s/trials/00001/step-1", write("one"))
+    assert output.files(root, "s") == [output.Entry(path="s/trials/00001/step-1/a.txt", size=3)]
+    output.delete_file(root, "s/trials/00001/step-1/a.txt")
+    output.delete_file(root, "s/trials/00001/step-1/a.txt")
+    assert output.files(root, "s") == []
+    assert output.files(root, "none") == []
