@@ -16,6 +16,8 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
+from search.errors import StudyError
+
 SPACE = "vqsearch:space"
 OUTPUT = "vqsearch:output"
 STARTUP = "vqsearch:startup_trials"
@@ -27,6 +29,7 @@ PAUSED = "paused"
 REQUEST = "request:"
 """Of the study that a lease is, so that they go with their driver."""
 IDENTITY = "vqsearch:identity"
+LENGTHS = "vqsearch:lengths"
 
 CHECKPOINT = "checkpoint"
 REASON = "reason"
@@ -119,9 +122,16 @@ def set_space(study: optuna.Study, values: Mapping[str, Any]) -> None:
 
 
 def space(study: optuna.Study) -> dict[str, Any] | None:
-    """The stored space file; None for a study that is not vqsearch's."""
+    """The stored space file; None for a study that is not vqsearch's.
+
+    Raises:
+        StudyError: it is damaged.
+    """
     text = study.user_attrs.get(SPACE)
-    return None if text is None else dict(json.loads(text))
+    try:
+        return None if text is None else dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{study.study_name}: its stored space is damaged: {error}; expected a JSON mapping") from None
 
 
 def output(study: optuna.Study) -> str:
@@ -148,6 +158,13 @@ def versions(study: optuna.Study) -> list[dict[str, Any]]:
 def add_versions(study: optuna.Study, from_trial: int, held: Mapping[str, str]) -> None:
     """Write with which versions the trials to come are made."""
     study.set_user_attr(VERSIONS, [*versions(study), {"from_trial": from_trial, **held}])
+
+
+def add_length(study: optuna.Study, from_trial: int, before: int, steps: int) -> None:
+    """Write that trials became longer; those from a number on never were shorter."""
+    kept = study.user_attrs.get(LENGTHS, [{"from_trial": 0, "steps": before}])
+    if kept[-1]["steps"] != steps:  # else by a driver that was killed before it wrote the space
+        study.set_user_attr(LENGTHS, [*kept, {"from_trial": from_trial, "steps": steps}])
 
 
 def identity(study: optuna.Study) -> str:

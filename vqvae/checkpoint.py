@@ -118,7 +118,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / weights_file}: does not fit the model of {config_file}: {error}") from error
+        first = str(error).splitlines()[:2][-1].strip()  # torch names every tensor in a line of its own
+        raise CheckpointError(f"{folder / weights_file}: does not fit the model of {config_file}: {first}") from error
     return model.eval().requires_grad_(False).to(device)
 
 
