@@ -7,13 +7,11 @@ import sys
 import time
 
 import numpy as np
-import optuna
 import pytest
 from PIL import Image
 
 from search.cli import cli
 from search.storage import open_storage
-from vqvae.presets import PRESETS
 
 
 def run(*arguments, cwd, **options):
@@ -29,13 +27,6 @@ def refused(*arguments, cwd, **options):
     assert "Traceback" not in ran.stderr
     assert len(ran.stderr.splitlines()) == 1, ran.stderr
     return ran.stderr.strip()
-
-
-@pytest.fixture
-def foreign(tmp_path):
-    """A database with a study of other software."""
-    optuna.create_study(study_name="theirs", storage=f"sqlite:///{tmp_path}/vqsearch.db")
-    return tmp_path
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
@@ -73,104 +64,6 @@ def test_help_is_quick(tmp_path):
     assert helped <= 3 * bare + 0.3
 
 
-BAD = {
-    "no space file": (["launch", "nothing.yaml"], "vqsearch: nothing.yaml: no such space file"),
-    "a flag without a value": (
-        ["validate", "tiny.yaml", "--set", "budget.trials"],
-        "vqsearch: --set budget.trials: must be FIELD=VALUE, such as seed=1",
-    ),
-    "no storage": (["status"], "vqsearch: sqlite:///vqsearch.db: no such database file"),
-    "no storage to resume from": (["resume"], "vqsearch: sqlite:///vqsearch.db: no such database file"),
-    "a storage that is no URL": (
-        ["best", "--storage", "my.db"],
-        "vqsearch: my.db: a storage is a URL, such as sqlite:///vqsearch.db or journal:///my.db",
-    ),
-    "a missing folder of images": (
-        ["launch", "tiny.yaml", "--set", "train.data={source: folder, path: /no/such/folder, resolution: 64}"],
-        "vqsearch: /no/such/folder: no such folder; expected one with pictures (.jpg, .jpeg, .png, .webp, .bmp, .gif, "
-        ".tif, .tiff)",
-    ),
-    "settings that can't be built": (
-        ["validate", "tiny.yaml", "--set", "train.model.head_size=5"],
-        "vqsearch: --set train.model.head_size=5: train.model.head_size: must divide the 16 channels that attention "
-        "works on, but got 5",
-    ),
-    "an unknown backbone": (
-        ["validate", "tiny.yaml", "--set", "train.model.backbone=bamba"],
-        "vqsearch: --set train.model.backbone=bamba: train.model.backbone: must be one of convolution, attention, "
-        "mamba, bimamba, mambavision, but got 'bamba'",
-    ),
-    "a choice that can't be built": (
-        ["validate", "tiny.yaml", "--set", "search.model.backbone={choice: [attention, bamba]}"],
-        "vqsearch: --set search.model.backbone={choice: [attention, bamba]}: search.model.backbone: 'bamba' can't be "
-        "built: model.backbone: must be one of convolution, attention, mamba, bimamba, mambavision, but got 'bamba'",
-    ),
-    "a baseline that can't be built": (
-        [
-            "validate",
-            "tiny.yaml",
-            "--set",
-            "search.model.head_size={choice: [16, 5, 8]}",
-            "--set",
-            "baselines=[{model.head_size: 5}]",
-        ],
-        "vqsearch: --set search.model.head_size={choice: [16, 5, 8]}: search.model.head_size: 5 can't be built: "
-        "model.head_size: must divide the 16 channels that attention works on, but got 5",
-    ),
-    "a number that is none": (
-        ["validate", "tiny.yaml", "--set", "resources.cpus=.inf"],
-        "vqsearch: --set resources.cpus=.inf: resources.cpus: must be a finite number, but got inf",
-    ),
-    "a number beyond all use": (
-        ["validate", "tiny.yaml", "--set", "train.model.depth=1000000000000"],
-        "vqsearch: --set train.model.depth=1000000000000: train.model.depth: must be at most 1000, but got "
-        "1000000000000",
-    ),
-    "a baseline that is no number": (
-        [
-            "validate",
-            "tiny.yaml",
-            "--set",
-            "search.model.depth={int: [1, 2]}",
-            "--set",
-            "baselines=[{model.depth: .nan}]",
-        ],
-        "vqsearch: --set baselines=[{model.depth: .nan}]: baselines[0].model.depth: must be from 1 to 2, but got nan",
-    ),
-    "a value that is no YAML": (
-        ["validate", "tiny.yaml", "--set", "train.model={width: 3"],
-        "vqsearch: --set train.model={width: 3: this is no valid YAML: expected ',' or '}', but got '<stream end>'",
-    ),
-    "a budget in words": (
-        ["launch", "tiny.yaml", "--study", "../x"],
-        "vqsearch: --study: study: must be letters, digits, '.', '_' and '-' (it names a folder), but got '../x'",
-    ),
-    "no model to reconstruct with": (
-        ["reconstruct", "nowhere", "cat.png", "--to", "x"],
-        "vqsearch: nowhere: no such folder; expected a model or a checkpoint of vqsearch",
-    ),
-    "no model to tokenize with": (
-        ["tokenize", "nowhere", "faces", "--to", "x.npz"],
-        "vqsearch: nowhere: no such folder; expected a model or a checkpoint of vqsearch",
-    ),
-    "no config to train": (
-        ["train", "x.yaml", "--to", "run"],
-        "vqsearch: x.yaml: no such file; expected a config (YAML or JSON) or preset:NAME",
-    ),
-    "no such preset": (
-        ["train", "preset:resnet", "--to", "run"],
-        f"vqsearch: preset: must be one of {', '.join(PRESETS)}, but got 'resnet'",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_gives_one_line_and_exit_2(tiny_file, case):
-    arguments, message = BAD[case]
-    assert refused(*arguments, cwd=tiny_file.parent) == message
-    assert not (tiny_file.parent / "vqsearch.db").exists() or case == "a missing folder of images"
-
-
 def test_missing_weights_of_lpips_are_said_before_any_trial_is_spent(tiny_file):
     home = tiny_file.parent / "home"
     flags = ["--set", "train.evaluation.lpips=true"]
@@ -192,19 +85,6 @@ def test_a_storage_that_does_not_answer_gives_one_line_without_the_password(tiny
         line = refused(*command, cwd=tiny_file.parent, env={**os.environ, "VQSEARCH_STORAGE": url})
         assert line.startswith("vqsearch: postgresql://me:***@127.0.0.1:1/x: the storage can't be opened: ")
         assert "secret" not in line
-
-
-def test_a_study_of_other_software_is_refused(foreign):
-    assert refused("status", "--study", "theirs", cwd=foreign) == (
-        "vqsearch: theirs: this study was not made by vqsearch, so nothing can be said of it; it holds no search of "
-        "vqsearch"
-    )
-
-
-def test_a_study_that_is_not_there_is_refused_with_those_that_are(foreign):
-    assert refused("resume", "--study", "mine", cwd=foreign) == (
-        "vqsearch: mine: no such study in the storage; it holds no search of vqsearch"
-    )
 
 
 @pytest.mark.parametrize(
@@ -230,12 +110,6 @@ def test_validate_says_what_it_checked(tiny_file):
     assert ran.stdout == "tiny.yaml: ok; 2 parameters, 4 trials, evaluated at 2, 6, 18\n"
     told = json.loads(run("validate", "--json", "tiny.yaml", cwd=tiny_file.parent).stdout)
     assert told == [{"file": "tiny.yaml", "study": "tiny", "rungs": [2, 6], "steps": 18}]
-
-
-def test_wrong_usage_exits_with_2(tmp_path):
-    ran = run("train", "--to", "x", cwd=tmp_path)
-    assert ran.returncode == 2
-    assert "give either a CONFIG or --trial N" in ran.stderr
 
 
 def test_a_config_is_trained_by_itself_and_a_second_call_goes_on(tmp_path):
@@ -321,10 +195,3 @@ def test_a_flag_mends_a_config_before_it_is_checked(tmp_path):
         "train", "config.yaml", "--to", "x", "--set", "micro_batch=4", "--set", "optimizer.lr=0", cwd=tmp_path
     )
     assert line == "vqsearch: config.yaml: optimizer.lr: must be above 0 and finite, but got 0.0"
-
-
-def test_a_mistake_in_a_config_names_its_line(tmp_path):
-    (tmp_path / "config.yaml").write_text("steps: 3\nmodel:\n  width: wide\n")
-    assert refused("train", "config.yaml", "--to", "x", cwd=tmp_path) == (
-        "vqsearch: config.yaml:3: model.width: must be a whole number, but got 'wide'"
-    )
