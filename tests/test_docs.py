@@ -10,6 +10,7 @@ from vqvae.conversion import fields
 
 ROOT = Path(__file__).parents[1]
 TRAINER = ROOT / "docs" / "trainer.md"
+STUDY = ROOT / "docs" / "study.md"
 
 
 def rows(path):
@@ -35,6 +36,16 @@ def test_a_feature_of_the_trainer_has_its_key_its_reference_and_its_test(row):
     keys = re.findall(r"`([\w.]+)(?::[^`]*)?`", key)
     assert keys or key == "-"
     assert set(keys) <= set(fields()), "keys that no config has"
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", proof)
+    assert named, "no test is named"
+    assert {f"{file}::{name}" for file, name in named} <= TESTS, "tests that do not exist"
+
+
+@pytest.mark.parametrize("row", rows(STUDY), ids=lambda row: row[0])
+def test_a_guarantee_of_the_study_has_its_test(row):
+    guarantee, how, proof = row
+    assert guarantee
+    assert how
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", proof)
     assert named, "no test is named"
     assert {f"{file}::{name}" for file, name in named} <= TESTS, "tests that do not exist"
