@@ -1,20 +1,26 @@
 """Whole searches through the command line, on a model that trains in a second."""
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
+from search import launch
 from search.errors import StorageError
 from search.lease import is_lease
+from search.progress import View
 from search.storage import open_storage
 
 VQSEARCH = [sys.executable, "-m", "search"]
@@ -225,6 +231,20 @@ def test_a_signal_to_the_whole_process_group_hands_the_trials_back(tiny_file, tm
     if number == signal.SIGINT:
         assert "goes on at step" in vqsearch("resume", cwd=tmp_path)
         assert counted(tmp_path) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_the_first_signal_drains_and_a_second_one_ends_at_once(number):
+    opened, drained = SimpleNamespace(draining=False), threading.Event()
+    before = signal.getsignal(number)
+    with launch._signals(opened, drained.set, View(Console(file=io.StringIO()))) as caught:
+        os.kill(os.getpid(), number)
+        assert opened.draining
+        assert caught == [number]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert drained.wait(timeout=10)
+    assert signal.getsignal(number) == before
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_elsewhere(tiny_file, tmp_path):

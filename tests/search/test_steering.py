@@ -1,10 +1,16 @@
 """What people ask of a running driver: requests through the storage, without Ray where the behavior shows that way."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import optuna
+import psutil
 import pytest
 from optuna.trial import TrialState
 
@@ -364,3 +370,139 @@ def test_requests_leave_nothing_in_the_study(place):
     driver.opened.close()
     assert not [key for key in elsewhere(place).user_attrs if "request" in key or "paused" in key]
     assert optuna.get_all_study_names(storage.open_storage(place.url)) == ["tiny"]
+
+
+def vqsearch(*arguments, cwd, check=0, **options):
+    command = [sys.executable, "-m", "search", *arguments]
+    ran = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, **options)
+    assert ran.returncode == check, ran.stdout + ran.stderr
+    return ran.stdout if check == 0 else ran.stderr
+
+
+def ended(process):
+    """Whether a process is over; that of a parent that is gone may stay as a zombie."""
+    return not psutil.pid_exists(process.pid) or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def detached(tiny_file):
+    """A search that runs without a terminal; gives its folder, what the launch printed, and its process."""
+    folder, found = tiny_file.parent, {}
+
+    def start(*flags, **options):
+        printed = vqsearch("launch", "tiny.yaml", "--detach", *flags, cwd=folder, **options)
+        found["process"] = psutil.Process(int(re.search(r"process (\d+)", printed).group(1)))
+        return folder, printed, found["process"]
+
+    yield start
+    if "process" in found and not ended(found["process"]):
+        found["process"].send_signal(signal.SIGTERM)
+        found["process"].wait(timeout=60)
+
+
+LONG = ["--set", "budget.steps=108000", "--set", "train.optimizer.warmup_steps=2"]
+
+
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_a_search_outlives_its_terminal_and_is_steered_from_other_processes(detached):
+    folder, printed, process = detached(*LONG, "--trials", "8")
+    log = folder / "vqsearch-output" / "tiny" / "launch.log"
+    assert printed.splitlines() == [
+        f"tiny: process {process.pid} opens the study; its log: {log}",
+        "tiny: the search runs, with or without this terminal",
+        f"watch it:  tail -f '{log}'",
+        "look at:   vqsearch status --study tiny",
+        "stop it:   vqsearch stop --study tiny",
+    ]
+    assert os.getsid(process.pid) == process.pid
+
+    def found():
+        return optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/vqsearch.db").trials
+
+    def working():
+        return [child for child in process.children(recursive=True) if child.name().startswith("ray::ImplicitFunc")]
+
+    until(lambda: [trial.state.name for trial in found()] == ["RUNNING"] * 2 and len(working()) == 2)
+    printed = vqsearch("enqueue", "optimizer.lr=1e-3", "quantizer.codebook_size=64", cwd=folder)
+    assert printed == "tiny: trial 2 waits: lr 0.001, codebook_size 64\n"
+    printed = vqsearch("prune", "1", cwd=folder)
+    assert re.fullmatch(r"tiny: trial 1 is pruned at step \d+\n", printed)
+    until(lambda: found()[2].state == TrialState.RUNNING)
+    assert vqsearch("pause", cwd=folder).splitlines()[1:] == [
+        "tiny: paused: no trial runs, and those that ran wait with their checkpoints",
+        "go on with: vqsearch resume --study tiny",
+    ]
+    assert [trial.state.name for trial in found()] == ["WAITING", "PRUNED", "WAITING"]
+    until(lambda: not working())  # so that their GPUs are free
+    assert not ended(process)
+    refused = vqsearch("launch", "tiny.yaml", *LONG, "--trials", "8", cwd=folder, check=2)
+    assert refused.startswith(f"vqsearch: tiny: process {process.pid} on ")
+    assert vqsearch("resume", cwd=folder) == "tiny: the search goes on\n"
+    until(lambda: [trial.state.name for trial in found()] == ["RUNNING", "PRUNED", "RUNNING"])
+    assert vqsearch("stop", cwd=folder).splitlines()[-1] == "tiny: stopped; go on with: vqsearch resume --study tiny"
+    until(lambda: ended(process))
+    assert [trial.state.name for trial in found()] == ["WAITING", "PRUNED", "WAITING"]
+    said = log.read_text()
+    assert "vqsearch stop: running trials save a checkpoint and stop" in said
+    assert said.endswith("go on with: vqsearch resume --study tiny\n")
+
+
+def test_a_detached_launch_that_fails_shows_the_error_and_ends_as_it_did(tiny_file):
+    flags = ["--set", "train.data={source: folder, path: /no/such/folder, resolution: 64}"]
+    said = vqsearch("launch", "tiny.yaml", "--detach", *flags, cwd=tiny_file.parent, check=2)
+    assert said.startswith("vqsearch: /no/such/folder: no such folder; expected one with pictures")
+
+
+def test_the_storage_of_a_detached_launch_is_not_in_its_command_line(tmp_path, monkeypatch):
+    import click
+
+    from search import cli_search, detach, options
+
+    seen = tmp_path / "seen"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" > {seen}\necho "$VQSEARCH_STORAGE" >> {seen}\n')
+    (tmp_path / "python").chmod(0o755)
+    given = ["a.yaml", "--detach", "--trials", "3", "--storage", "sqlite:///mine.db", "-q", "--set", "seed=1"]
+    with cli_search.launch.make_context("launch", given) as context:
+        words = options.again(context)
+    assert isinstance(context, click.Context)
+    assert words == ["launch", "a.yaml", "--trials", "3", "--set", "seed=1", "--quiet"]
+    process, _ = detach.start(words, "postgresql://me:secret@db/x", tmp_path / "launch.log")
+    process.wait()
+    assert seen.read_text().splitlines() == [f"-P -m search {' '.join(words)}", "postgresql://me:secret@db/x"]
+
+
+def test_commands_that_steer_refuse_in_one_line(place, tmp_path):
+    place.url = f"sqlite:///{tmp_path}/vqsearch.db"
+    driver = Driver(place)
+    asking.enqueue(driver.opened.study, {})
+    driver.opened.close()
+    none = "vqsearch: tiny: no driver runs this study; vqsearch resume --study tiny starts one\n"
+    assert vqsearch("stop", cwd=tmp_path, check=2) == none
+    assert vqsearch("pause", cwd=tmp_path, check=2) == none
+    assert vqsearch("prune", "3", cwd=tmp_path, check=2) == ("vqsearch: tiny: no trial 3; the numbers go from 0 to 0\n")
+    assert vqsearch("enqueue", "optimizer.lr=3", cwd=tmp_path, check=2) == (
+        "vqsearch: enqueue optimizer.lr=3: optimizer.lr: must be from 0.0005 to 0.005, but got 3.0\n"
+    )
+
+
+def test_enqueue_says_what_takes_the_trial_up(place, tmp_path):
+    place.url = f"sqlite:///{tmp_path}/vqsearch.db"
+    driver = Driver(place)
+    for _ in range(5):
+        asking.enqueue(driver.opened.study, {})
+    driver.opened.close()
+    assert vqsearch("enqueue", "optimizer.lr=1e-3", cwd=tmp_path).splitlines() == [
+        "tiny: trial 5 waits: lr 0.001; the sampler chooses the rest",
+        "no driver runs; it is among the first with: vqsearch resume --study tiny",
+    ]
+    assert vqsearch("enqueue", "optimizer.lr=1e-3", cwd=tmp_path).splitlines()[1:] == [
+        "the budget of 6 trials has no room for it; vqsearch resume --study tiny --trials 7"
+    ]
