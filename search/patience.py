@@ -116,6 +116,10 @@ class Patient(BaseStorage):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna's; nobody but the driver makes trials that run, so one that it does not know is its own."""
 
+        known: set[int] = set()
+        if template_trial is not None:
+            known = {trial._trial_id for trial in self.get_all_trials(study_id, deepcopy=False)}
+
         def stray() -> list[int]:
             running = self.inner.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
             return [trial._trial_id for trial in running if trial._trial_id not in self._taken]
@@ -124,8 +128,8 @@ class Patient(BaseStorage):
             if template_trial is None:
                 found = stray()
             else:
-                trials = self.inner.get_all_trials(study_id, deepcopy=False)
-                found = [t._trial_id for t in trials if t.system_attrs == template_trial.system_attrs]
+                new = (t for t in self.inner.get_all_trials(study_id, deepcopy=False) if t._trial_id not in known)
+                found = [t._trial_id for t in new if _alike(t, template_trial)]
             return found[0] if found else self.inner.create_new_trial(study_id, template_trial)
 
         made = self._ask(lambda: self.inner.create_new_trial(study_id, template_trial), again)
@@ -193,6 +197,11 @@ class Patient(BaseStorage):
             f"the storage has not answered for {self._wait_s / 60:g} min, so the search ends; nothing is lost, "
             f"and it goes on with: vqsearch resume ({words(cause)})"
         )
+
+
+def _alike(trial: FrozenTrial, template: FrozenTrial) -> bool:
+    parts = ("state", "params", "values", "system_attrs", "intermediate_values")
+    return all(getattr(trial, part) == getattr(template, part) for part in parts)
 
 
 def words(error: BaseException) -> str:
