@@ -83,6 +83,7 @@ def launch(
 @storage_option
 @study_option
 @click.option("--trials", type=click.IntRange(min=1), help="A new total of trials.")
+@click.option("--steps", type=click.IntRange(min=1), help="Longer trials, where none is complete (not with cosine).")
 @click.option("--output", metavar="DIR", help="Where the output root is now, if it has moved.")
 @address_option
 @wait_option
@@ -95,6 +96,7 @@ def resume(
     storage: str | None,
     study: str | None,
     trials: int | None,
+    steps: int | None,
     output: str | None,
     address: str | None,
     wait_for_nodes: bool,
@@ -113,7 +115,7 @@ def resume(
     url = storage_url(storage)
     loaded, _ = studies.load(open_storage(url, create=False), study)
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
-    if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output)):
+    if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps)):
         click.echo(f"{loaded.study_name}: {told}")
         return
     if detach:
@@ -124,6 +126,7 @@ def resume(
         name=loaded.study_name,
         changes=changes,
         root=output,
+        steps=steps,
         address=address,
         wait_for_nodes=wait_for_nodes,
         view=View(terminal(), quiet),

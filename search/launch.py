@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from search import cluster, extension, lease, output, progress, records, storage, study
+from search import cluster, extension, lease, lengthening, output, progress, records, storage, study
 from search.errors import SpaceError, VqsearchError
 from search.patience import Patient
 from search.progress import View
@@ -79,6 +79,7 @@ def resume(
     name: str | None,
     changes: Mapping[str, Any] | None = None,
     root: str | None = None,
+    steps: int | None = None,
     address: str | None = None,
     wait_for_nodes: bool = False,
     view: View,
@@ -90,6 +91,7 @@ def resume(
         name: of the study; None where the storage holds just one.
         changes: keys of `study.OPERATIONAL` -> new values.
         root: where the output root has moved to.
+        steps: of a trial, where they become longer, see `search.lengthening`.
         address, wait_for_nodes, view: as in `launch`.
 
     Returns:
@@ -102,6 +104,8 @@ def resume(
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     known, space = study.load(store, name)
     space = study.operational(space, changes or {})
+    if steps is not None:
+        space = lengthening.lengthen(space, known.get_trials(deepcopy=False), steps)
     lease.refuse_if_held(store, known.study_name)
     if _nothing_left(known, space.budget.trials, view):
         return 0
@@ -109,7 +113,7 @@ def resume(
     output.check(moved or records.output(known), create=False)
 
     def opening(_parallel: int) -> OpenStudy:
-        return study.resume(store, known.study_name, changes, moved)
+        return study.resume(store, known.study_name, changes, moved, steps)
 
     return _run(space, opening, address, wait_for_nodes, view)
 

@@ -51,6 +51,8 @@ class Pruner(_Part):
     """Steps before the last at which trials are compared."""
     reduction_factor: int = Field(default=3, ge=2)
     """Ratio of one rung to the one before; asha lets one trial in so many go on."""
+    at: list[int] | None = None
+    """The steps of the rungs themselves, in place of those counted down from the last step."""
 
 
 class Resources(_Part):

@@ -79,13 +79,15 @@ class Space:
 
 
 def rungs(steps: int, pruner: Pruner) -> tuple[int, ...]:
-    """Steps before `steps` at which trials are compared, counted down by the reduction factor.
+    """Steps before `steps` at which trials are compared: as given, or counted down by the reduction factor.
 
     >>> rungs(30000, Pruner(rungs=2, reduction_factor=3))
     (3333, 9999)
     """
     if pruner.kind == "none":
         return ()
+    if pruner.at is not None:
+        return tuple(pruner.at)
     first = steps // pruner.reduction_factor**pruner.rungs
     return tuple(first * pruner.reduction_factor**rung for rung in range(pruner.rungs)) if first else ()
 
@@ -228,6 +230,11 @@ def _base(file: File, train: Mapping[str, Any], document: yaml12.Document) -> Tr
     for key, instead in FIXED.items():
         if key in train:
             raise document.error(("train", key), f"the search sets this itself; {instead}")
+    at = file.pruner.at
+    if at is not None and not (at and at == sorted(set(at)) and at[0] >= 1 and at[-1] < file.budget.steps):
+        raise document.error(
+            ("pruner", "at"), f"must be rising steps from 1 to below budget.steps, {file.budget.steps}, but got {at!r}"
+        )
     steps = rungs(file.budget.steps, file.pruner)
     if file.pruner.kind != "none" and not steps:
         raise document.error(

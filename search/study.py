@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search import output, records, sampling, space
 from search.errors import OutputError, StudyError, VqsearchError
 from search.lease import Lease, is_lease
+from search.lengthening import lengthen
 from search.retention import Keeper
 from search.space import Space
 
@@ -271,7 +272,11 @@ def create(
 
 
 def resume(
-    storage: BaseStorage, name: str | None, changes: Mapping[str, Any] | None = None, root: str | None = None
+    storage: BaseStorage,
+    name: str | None,
+    changes: Mapping[str, Any] | None = None,
+    root: str | None = None,
+    steps: int | None = None,
 ) -> OpenStudy:
     """Open a study to go on with it, from the storage alone.
 
@@ -280,6 +285,7 @@ def resume(
         name: its name; None where the storage holds just one.
         changes: `OPERATIONAL` keys -> new values.
         root: a new place of the output root, where it has moved.
+        steps: of a trial, where they become longer, see `search.lengthening`.
 
     Raises:
         StudyError: no such study, or a change of what its trials are.
@@ -291,6 +297,10 @@ def resume(
     output.check(root or records.output(study), create=False)
     lease = Lease(storage, study.study_name)
     with _given_back_on_error(lease):
+        if steps is not None:
+            trials = study.get_trials(deepcopy=False)
+            changed = lengthen(changed, trials, steps)
+            records.add_length(study, len(trials), stored.budget.steps, steps)
         return _enter(study, changed, root or records.output(study), lease)
 
 
