@@ -43,8 +43,8 @@ def lengthen(stored: Space, trials: Sequence[FrozenTrial], steps: int) -> Space:
         many = "trial is" if len(complete) == 1 else "trials are"
         raise StudyError(
             f"{where}: {len(complete)} {many} complete at {now} steps, which longer ones can't be compared with; "
-            f"expected none; one by itself trains longer by: vqsearch train --study {stored.study} --trial {complete[0].number} "
-            f"--steps {steps} --to DIR"
+            f"expected none; one by itself trains longer by: vqsearch train --study {stored.study} "
+            f"--trial {complete[0].number} --steps {steps} --to DIR"
         )
     begins = _decay_begins(stored)
     for trial in trials:
