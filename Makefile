@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format soak clean
 
 help:
 	@echo "make demo    install into .venv and search four backbones on bundled photographs"
 	@echo "make test    install the test extras too and run the tests"
 	@echo "make check   formatting, lint, types and import contracts"
+	@echo "make soak    kill drivers, workers and Ray at random under a search, on SQLite and PostgreSQL"
 	@echo "make clean   remove what demo and test made"
 
 demo: $(VENV)/.installed
@@ -29,6 +30,10 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+soak: $(VENV)/.installed-dev
+	@echo "==> a search under kill -9, on two storages (up to 20 minutes on two cores)"
+	@$(BIN)/python benchmarks/crash.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "==> making $(VENV) and installing vqsearch into it (about 6 GB, most of it torch; some minutes)"
