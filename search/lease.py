@@ -208,9 +208,13 @@ def _refuse_if_alive(storage: BaseStorage, name: str, number: int, holder: Holde
     if _runs(storage, name, number, holder):
         holder = _holders(storage, name).get(number, holder)
         ago = max(0.0, time.time() - holder.beat)
+        way = (
+            f"it pauses, and vqsearch resume --study {name} ends that"
+            if holder.paused
+            else f"vqsearch stop --study {name} stops it; or wait for it to end"
+        )
         raise LeaseError(
-            f"{name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s ago); "
-            "stop it first, or wait for it to end"
+            f"{name}: process {holder.pid} on {holder.host} is running this study (heard of {ago:.0f} s ago); {way}"
         )
 
 

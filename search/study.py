@@ -225,9 +225,9 @@ def existing(storage: BaseStorage, wanted: Space, root: str | None) -> optuna.St
 
 
 def spent(study: optuna.Study, budget: int) -> bool:
-    """Whether a study has finished as many trials as its budget allows, and none waits or runs."""
+    """Whether a study has finished as many trials as its budget allows, and none runs; one that waits has no room."""
     trials = study.get_trials(deepcopy=False)
-    return sum(records.counts(t) for t in trials) >= budget and all(t.state.is_finished() for t in trials)
+    return sum(records.counts(t) for t in trials) >= budget and all(t.state != TrialState.RUNNING for t in trials)
 
 
 def create(

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from search import asking, lease, pruning, space, steering, storage, study
 from search.cluster import Control
-from search.errors import SpaceError, StudyError
+from search.errors import LeaseError, SpaceError, StudyError
 from search.searcher import StudySearcher
 from search.steering import Steering
 
@@ -171,6 +171,8 @@ def test_a_paused_search_goes_on_as_it_was_and_takes_no_changes(driver, place):
     driver.suggest()
     with pytest.raises(StudyError, match=r"^tiny: process \d+ on .* pauses, and goes on as it was started; to change"):
         asking.go_on(elsewhere(place)._storage, "tiny", True)
+    with pytest.raises(LeaseError, match=r"s ago\); it pauses, and vqsearch resume --study tiny ends that$"):
+        study.resume(elsewhere(place)._storage, "tiny")
 
 
 def test_a_driver_that_does_not_pause_is_not_told_to_go_on(driver, place):
@@ -287,6 +289,21 @@ def test_an_enqueued_trial_comes_before_suggestions_but_after_those_that_were_ha
     trials = elsewhere(place).trials
     assert trials[number].params == {"optimizer.lr": 1e-3, "quantizer.codebook_size": 64}
     second.opened.close()
+
+
+def test_a_trial_that_waits_beyond_the_budget_keeps_no_search_from_being_over(place, tiny_file):
+    place.space = space.load(tiny_file, ["budget.trials=1"])
+    driver = Driver(place)
+    driver.suggest()
+    assert not study.spent(elsewhere(place), 1)
+    asking.enqueue(elsewhere(place), {})
+    asks(place, "prune", 0)
+    driver.suggest()
+    driver.report("1", 1)
+    assert states(place) == ["PRUNED", "WAITING"]
+    assert study.spent(elsewhere(place), 1)
+    assert driver.suggest() == StudySearcher.FINISHED
+    driver.opened.close()
 
 
 def test_the_same_settings_can_be_enqueued_twice_and_take_their_room_in_the_budget(driver, place):
@@ -477,6 +494,17 @@ def test_the_storage_of_a_detached_launch_is_not_in_its_command_line(tmp_path, m
     process, _ = detach.start(words, "postgresql://me:secret@db/x", tmp_path / "launch.log")
     process.wait()
     assert seen.read_text().splitlines() == [f"-P -m search {' '.join(words)}", "postgresql://me:secret@db/x"]
+
+
+def test_the_log_lies_in_the_studys_folder_and_never_in_a_bucket(place, tmp_path, monkeypatch):
+    from search import detach
+
+    monkeypatch.chdir(tmp_path)
+    assert detach.log_of(place.url, "tiny", None) == tmp_path / "vqsearch-output/tiny/launch.log"
+    Driver(place).opened.close()
+    assert detach.log_of(place.url, "tiny", None) == tmp_path / "out/tiny/launch.log"
+    assert detach.log_of(place.url, "tiny", "elsewhere") == tmp_path / "elsewhere/tiny/launch.log"
+    assert detach.log_of(place.url, "tiny", "s3://bucket") == tmp_path / "vqsearch-output/tiny/launch.log"
 
 
 def test_commands_that_steer_refuse_in_one_line(place, tmp_path):
