@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ def run(config: dict[str, Any]) -> None:
     from vqvae.train import Diverged, train
 
     assignment = Assignment(**config)
+    report = Reporter()
     saved = assignment.checkpoint
     try:
         _share_the_gpu(assignment.gpus)
@@ -60,18 +62,33 @@ def run(config: dict[str, Any]) -> None:
         report(ended="error", reason=traceback.format_exc())
 
 
-def report(
-    *,
-    step: int = 0,
-    metrics: dict[str, float] | None = None,
-    evaluated: bool = False,
-    checkpoint: str | None = None,
-    ended: str = "",
-    reason: str = "",
-) -> None:
-    """Send one report to the driver, with every key that `search.pruning.take` reads."""
-    tune.report(
-        {
+class Reporter:
+    """Sends the reports of one trial to the driver, in order.
+
+    `tune.report` comes back when the driver has taken the report, and while its storage is away it takes none. So a
+    light report, which only says how far the trial is, waits in a thread, and those that come meanwhile are left out.
+    """
+
+    def __init__(self) -> None:
+        self._sending: threading.Thread | None = None
+        self._ended: BaseException | None = None
+
+    def __call__(
+        self,
+        *,
+        step: int = 0,
+        metrics: dict[str, float] | None = None,
+        evaluated: bool = False,
+        checkpoint: str | None = None,
+        ended: str = "",
+        reason: str = "",
+    ) -> None:
+        """Send one report, with every key that `search.pruning.take` reads."""
+        light = not (evaluated or checkpoint or ended)
+        if light and self._sending is not None and self._sending.is_alive():
+            return
+        self._wait()
+        fields = {
             "step": step,
             "metrics": list((metrics or {}).items()),  # Ray would flatten a dictionary.
             "evaluated": evaluated,
@@ -79,7 +96,23 @@ def report(
             "ended": ended,
             "reason": reason,
         }
-    )
+        if light:
+            self._sending = threading.Thread(target=self._send, args=(fields,), name="report", daemon=True)
+            self._sending.start()
+        else:
+            tune.report(fields)
+
+    def _send(self, fields: dict[str, Any]) -> None:
+        try:
+            tune.report(fields)
+        except BaseException as error:  # noqa: BLE001 - Ray ends a stopped trial by SystemExit, where it reports
+            self._ended = error
+
+    def _wait(self) -> None:
+        if self._sending is not None:
+            self._sending.join()
+        if self._ended is not None:
+            raise self._ended
 
 
 def _start_from(assignment: Assignment) -> contextlib.AbstractContextManager[Path | None]:

@@ -3,8 +3,12 @@
 Only answers that are lost are lost on purpose: no server can be stopped just between its commit and its answer.
 """
 
+import os
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -279,3 +283,40 @@ def test_a_driver_whose_study_was_taken_over_while_its_storage_was_away_writes_n
     others[0].check()
     lease.release()
     others[0].release()
+
+
+def launched(server, tiny_file, **environment):
+    command = [sys.executable, "-m", "search", "launch", "tiny.yaml", "--trials", "3"]
+    variables = {**os.environ, "VQSEARCH_STORAGE": server.url, **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tiny_file.parent, env=variables, **pipes)
+    deadline = time.monotonic() + 120
+    while not trials(server) or not trials(server)[0].intermediate_values:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def trials(server):
+    try:
+        return optuna.load_study(study_name="tiny", storage=open_storage(server.url)).trials
+    except (KeyError, StorageError):
+        return []
+
+
+@pytest.mark.slow
+def test_a_launch_outlives_a_postgresql_that_is_stopped_and_started_under_it(server, tiny_file):
+    process = launched(server, tiny_file)
+    server.stop()
+    time.sleep(5)
+    server.start()
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, out + err
+    assert len(re.findall("the storage does not answer; it is waited for up to 10 min, and trials go on", out)) == 1
+    assert len(re.findall(r"the storage is back after \d+ s; nothing is lost", out)) == 1
+    assert len(trials(server)) == 3
+    for trial in trials(server):
+        assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        assert list(trial.intermediate_values) == [2, 6, 18][: len(trial.intermediate_values)]
+    assert [s.study_name for s in open_storage(server.url).get_all_studies()] == ["tiny"]
