@@ -148,6 +148,22 @@ def test_a_pause_costs_no_hours(driver):
     assert driver.opened.hours() == pytest.approx(0.5, abs=0.01)
 
 
+def test_who_waits_for_a_pause_is_told_that_it_was_ended_before_it_was_whole(driver, place):
+    driver.suggest()
+    read = asks(place, "pause")
+    assert driver.suggest() is None
+    asks(place, "go on")
+    driver.suggest()
+    driver.suggest()
+    answered = read()
+    assert answered.refused
+    assert answered.answer == "the search was told to go on before all of its trials were handed back"
+    assert driver.opened.paused is None
+    driver.report("1", 1, "stopped", checkpoint=True)  # Its worker had been told before.
+    driver.suggest()
+    assert len(driver.opened.flights) == 2
+
+
 def test_a_paused_driver_can_be_stopped(driver, place):
     asks(place, "pause")
     assert driver.suggest() == StudySearcher.FINISHED
