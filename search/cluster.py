@@ -6,6 +6,7 @@ import asyncio
 import functools
 import math
 import os
+import socket
 import subprocess
 import time
 import uuid
@@ -53,6 +54,7 @@ def connected(address: str | None) -> Iterator[None]:
             with _sessions_of_their_own():
                 ray.init(address="local", include_dashboard=False, object_store_memory=128 * 2**20, **common)
         else:
+            _require_an_answer(address)
             ray.init(address=address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
@@ -62,6 +64,16 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_an_answer(address: str) -> None:
+    """Ray itself would try again for minutes, and then end the process without a line."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(getattr(error, "strerror", None) or error) from None
 
 
 @contextmanager
@@ -196,5 +208,7 @@ def control() -> Control:
     import ray
 
     name = f"control-{uuid.uuid4().hex[:8]}"
-    actor: Any = ray.remote(num_cpus=0)(_Control).options(name=name, max_concurrency=10_000).remote()
+    # Started again where its process or node is lost: else every worker would take that for a drain, again and again.
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    actor: Any = ray.remote(num_cpus=0)(_Control).options(name=name, max_concurrency=10_000, **lasting).remote()
     return Control(name=name, drain=lambda: actor.drain.remote(), go_on=lambda: actor.go_on.remote())

@@ -1,6 +1,8 @@
+import psutil
 import pytest
 
-from search.cluster import fitting
+from search.cluster import connected, control, fitting
+from search.errors import ResourceError
 from search.schema import Resources
 
 
@@ -20,3 +22,28 @@ from search.schema import Resources
 )
 def test_a_node_runs_as_many_trials_as_fit_on_whole_devices(cpus, gpus, node, trials):
     assert fitting(node, Resources(cpus=float(cpus), gpus=float(gpus))) == trials
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_where_nothing_answers_is_named_at_once(address):
+    with pytest.raises(ResourceError, match=f"--address {address}: no Ray cluster answers there: "), connected(address):
+        pass
+
+
+def test_workers_hear_of_a_drain_though_the_actor_that_tells_them_was_killed():
+    import ray
+
+    with connected(None):
+        telling = control()
+        drained = ray.get_actor(telling.name).drained.remote()
+        assert ray.wait([drained], timeout=5)[0] == []
+        (process,) = (
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::_Control")
+        )
+        process.kill()
+        process.wait(30)
+        assert ray.wait([drained], timeout=5)[0] == []
+        telling.drain()
+        assert ray.get(drained, timeout=60)
