@@ -6,6 +6,7 @@ Only answers that are lost are lost on purpose: no server can be stopped just be
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -320,3 +321,25 @@ def test_a_launch_outlives_a_postgresql_that_is_stopped_and_started_under_it(ser
         assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         assert list(trial.intermediate_values) == [2, 6, 18][: len(trial.intermediate_values)]
     assert [s.study_name for s in open_storage(server.url).get_all_studies()] == ["tiny"]
+
+
+@pytest.mark.slow
+def test_two_signals_end_a_launch_whose_storage_stays_away_and_it_goes_on_later(server, tiny_file):
+    process = launched(server, tiny_file)
+    server.stop()
+    read = iter(process.stdout.readline, "")
+    assert any("the storage does not answer" in line for line in read)
+    process.send_signal(signal.SIGINT)
+    assert any("once more ends at once" in line for line in read)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    server.start()
+    resume = [sys.executable, "-m", "search", "resume"]
+    variables = {**os.environ, "VQSEARCH_STORAGE": server.url}
+    ran = subprocess.run(
+        resume, cwd=tiny_file.parent, env=variables, capture_output=True, text=True, check=False, timeout=180
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert [trial.state.is_finished() for trial in trials(server)] == [True] * 3
