@@ -286,9 +286,9 @@ def test_a_driver_whose_study_was_taken_over_while_its_storage_was_away_writes_n
     others[0].release()
 
 
-def launched(server, tiny_file, **environment):
-    command = [sys.executable, "-m", "search", "launch", "tiny.yaml", "--trials", "3"]
-    variables = {**os.environ, "VQSEARCH_STORAGE": server.url, **environment}
+def launched(server, tiny_file, program=("-m", "search")):
+    command = [sys.executable, *program, "launch", "tiny.yaml", "--trials", "3"]
+    variables = {**os.environ, "VQSEARCH_STORAGE": server.url}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tiny_file.parent, env=variables, **pipes)
     deadline = time.monotonic() + 120
@@ -343,3 +343,19 @@ def test_two_signals_end_a_launch_whose_storage_stays_away_and_it_goes_on_later(
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert [trial.state.is_finished() for trial in trials(server)] == [True] * 3
+
+
+@pytest.mark.slow
+def test_a_launch_whose_storage_stays_away_ends_with_a_line_and_goes_on_later(server, tiny_file):
+    impatient = "from search import cli, patience; patience.Patient.__init__.__defaults__ = (3.0,); cli.main()"
+    process = launched(server, tiny_file, program=["-c", impatient])
+    server.stop()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert len(err.splitlines()) == 1
+    assert err.startswith(
+        "vqsearch: the storage has not answered for 0.05 min, so the search ends; nothing is lost, "
+        "and it goes on with: vqsearch resume ("
+    )
+    server.start()
+    assert {trial.state for trial in trials(server)} - {TrialState.COMPLETE, TrialState.PRUNED} != set()
