@@ -263,7 +263,7 @@ def copy_of(trial: FrozenTrial, original: Original) -> dict[str, Any]:
     """The attributes of a trial's copy: its decisions, metrics and reason, but no checkpoint, time or retries."""
     left_out = (CHECKPOINT, SECONDS, RETRIES, INVALID)
     kept = {name: value for name, value in trial.user_attrs.items() if name not in left_out}
-    return {COPIED: asdict(original)} | kept
+    return kept | {COPIED: asdict(original)}
 
 
 def counts(trial: FrozenTrial) -> bool:

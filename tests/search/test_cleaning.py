@@ -325,3 +325,13 @@ def test_export_says_that_a_checkpoint_has_gone_and_how_to_get_the_model(place, 
         f"tiny: trial {gone.number} is {gone.state.name} and its checkpoint has gone, as the space file's keep says; "
         f"train it again: vqsearch train --study tiny --trial {gone.number} --to DIR"
     )
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_checkpoint_goes_only_from_files_that_are_the_studys_own(tmp_path, owned):
+    root, found = str(tmp_path), [complete(0, 1.0), complete(1, 2.0)]
+    for trial in found:
+        output.save(root, records.checkpoint(trial).folder, write)
+    keeper = retention.Keeper(root=root, study="tiny", direction=MINIMIZE, best=1, owned=owned, notify=print)
+    keeper.let_go(found)
+    assert weights(SimpleNamespace(root=root)) == ([0] if owned else [0, 1])
