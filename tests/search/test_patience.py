@@ -62,7 +62,7 @@ class Forgetful(optuna.storages._CachedStorage):
 
 
 def search(study, trials=3):
-    """A search in small, with every kind of write."""
+    """A search in small."""
     study.enqueue_trial({"x": 0.5}, skip_if_exists=True)
     for count in range(trials):
         trial = study.ask()
@@ -74,8 +74,6 @@ def search(study, trials=3):
         else:
             study.tell(trial, x)
     study.set_user_attr("hours", trials)
-    twin = optuna.trial.create_trial(value=1.0)
-    study.add_trials([twin, twin])
 
 
 def history(study):
@@ -88,13 +86,16 @@ def new_study(storage, name="a"):
 
 def test_a_write_whose_answer_was_lost_is_done_once(tmp_path):
     backend = open_storage(f"sqlite:///{tmp_path}/a")
+    twin = optuna.trial.create_trial(value=1.0)
     whole = new_study(backend)
     search(whole)
+    whole.add_trials([twin, twin])
     lost = []
     while True:
         storage = Forgetful(backend, len(lost))
         study = new_study(Patient(storage, lambda _line: None), f"losing {len(lost)}")
         search(study)
+        study.add_trials([twin, twin])
         assert history(study) == history(whole), storage.lost
         assert study.user_attrs == whole.user_attrs
         if storage.lost is None:
