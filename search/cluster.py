@@ -56,7 +56,7 @@ def connected(address: str | None) -> Iterator[None]:
         else:
             _require_an_answer(address)
             ray.init(address=address, **common)
-    except Exception as error:  # noqa: BLE001 - where a process of it dies early, Ray raises a bare Exception
+    except Exception as error:  # where a process of it dies early, Ray raises a bare Exception
         if address is None:
             raise SearchError(f"Ray can't be started on this machine: {error}") from error
         raise ResourceError(f"--address {address}: no Ray cluster answers there: {error}") from None
