@@ -133,7 +133,9 @@ class Soak:
                 return [driver]
             children = driver.children(recursive=True)
             self.seen.update(children)
-            wanted = "raylet$" if kind == "raylet" else r"ray::(?!\w*Agent)"  # agents share the raylet's fate
+            # Not Ray's agents, which share the raylet's fate, nor its workers in reserve: killed while a driver registers,
+            # they leave it waiting for ever (ray 2.60).
+            wanted = "raylet$" if kind == "raylet" else r"ray::(?!\w*Agent|IDLE)"
             return [child for child in children if re.match(wanted, _name(child))]
         return []
 
