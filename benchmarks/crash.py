@@ -133,8 +133,8 @@ class Soak:
                 return [driver]
             children = driver.children(recursive=True)
             self.seen.update(children)
-            # Not Ray's agents, which share the raylet's fate, nor its workers in reserve: killed while a driver registers,
-            # they leave it waiting for ever (ray 2.60).
+            # Not Ray's agents, which share the raylet's fate, nor its workers in reserve: where they die while a driver
+            # registers, ray 2.60 keeps it waiting for ever.
             wanted = "raylet$" if kind == "raylet" else r"ray::(?!\w*Agent|IDLE)"
             return [child for child in children if re.match(wanted, _name(child))]
         return []
