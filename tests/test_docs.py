@@ -14,11 +14,17 @@ STUDY = ROOT / "docs" / "study.md"
 
 
 def rows(path):
-    """The cells of every row of every table of a page, without the headings."""
-    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    ruled = {index for index, row in enumerate(cells) if set("".join(row)) <= set("-| :")}
-    return [row for index, row in enumerate(cells) if index not in ruled and index + 1 not in ruled]
+    """The cells of every row of the tables whose first column is a feature or a guarantee."""
+    found, listed = [], False
+    for line in path.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if not line.startswith("|"):
+            listed = False
+        elif cells[0] in ("feature", "guarantee"):
+            listed = True
+        elif listed and not line.startswith("| ---"):
+            found.append(cells)
+    return found
 
 
 def functions(path):
