@@ -7,11 +7,12 @@ journal:///path/to/file                   no database at hand
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -74,7 +75,7 @@ def holds_password(url: str) -> bool:
     return redact(url) not in (url, url.replace(":@", ":***@", 1))
 
 
-@contextmanager
+@contextlib.contextmanager
 def secrets_aside() -> Iterator[None]:
     """Keep what opens a storage out of the environment of processes that start meanwhile: Ray's hand theirs on."""
     aside = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
@@ -117,6 +118,7 @@ def _sqlite(address: sqlalchemy.URL, shown: str, create: bool) -> BaseStorage:
             f"{shown}: {path.parent} lies on {network}, which machines share and where SQLite loses writes; "
             f"expected a local disk, journal://{path.absolute()} or a PostgreSQL server"
         )
+    _refuse_foreign(path, shown)
     arguments = {"connect_args": {} if "timeout" in address.query else {"timeout": 30}}
     with _told(shown):
         if create:
@@ -132,7 +134,23 @@ def _sqlite(address: sqlalchemy.URL, shown: str, create: bool) -> BaseStorage:
             return _made(sqlalchemy.make_url(still), arguments)
 
 
-@contextmanager
+def _refuse_foreign(path: Path, shown: str) -> None:
+    """Optuna would make its tables in any database, and WAL would stay with it: look before."""
+    if not path.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as looked:
+            tables = {str(name) for (name,) in looked.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:  # whoever opens it in earnest says why
+        return
+    if tables and not tables & {"studies", "version_info", "alembic_version"}:
+        raise StorageError(
+            f"{shown}: a database of other software, with the tables {', '.join(sorted(tables)[:5])}; "
+            "expected one of Optuna, or a new file"
+        )
+
+
+@contextlib.contextmanager
 def _told(shown: str) -> Iterator[None]:
     """What can go wrong in opening a database, in one line."""
     try:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -65,6 +66,22 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "a.db").write_text("not a database, and long enough to be read as one" * 10)
     with pytest.raises(StorageError, match=r"a\.db: the storage can't be opened: file is not a database"):
         open_storage(f"sqlite:///{tmp_path}/a.db")
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_database_of_other_software_is_refused_and_left_as_it_is(tmp_path, create):
+    path = tmp_path / "shop.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER)")
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(StorageError) as caught:
+        open_storage(f"sqlite:///{path}", create=create)
+    assert str(caught.value) == (
+        f"sqlite:///{path}: a database of other software, with the tables orders; expected one of Optuna, or a new file"
+    )
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["shop.db"]
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password():
