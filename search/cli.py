@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from search import cli_clean, cli_models, cli_search, cli_steer
+from search import cli_clean, cli_look, cli_models, cli_search, cli_steer
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
 
@@ -32,9 +32,9 @@ for command in (
     cli_steer.pause,
     cli_steer.prune,
     cli_steer.enqueue,
-    cli_search.status,
-    cli_search.best,
-    cli_search.dashboard,
+    cli_look.status,
+    cli_look.best,
+    cli_look.dashboard,
     cli_search.validate,
     cli_clean.clean,
     cli_clean.delete,

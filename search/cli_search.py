@@ -12,7 +12,6 @@ from search.options import (
     again,
     detach_option,
     json_option,
-    load,
     output_option,
     print_json,
     quiet_option,
@@ -132,58 +131,6 @@ def resume(
         view=View(terminal(), quiet),
     )
     _finish(ended, url, loaded.study_name)
-
-
-@click.command(cls=Command, epilog="vqsearch status --study demo")
-@storage_option
-@study_option
-@json_option
-def status(storage: str | None, study: str | None, as_json: bool) -> None:
-    """Say where a study stands, from its storage alone."""
-    from search import progress
-
-    loaded, space = load(storage, study)
-    if as_json:
-        trials = [progress.as_json(trial) for trial in loaded.get_trials(deepcopy=False)]
-        print_json({"study": loaded.study_name, "budget": space.source["budget"], "trials": trials})
-        return
-    for line in progress.summary(loaded, space):
-        click.echo(line)
-
-
-@click.command(cls=Command, epilog="vqsearch best --top 3")
-@storage_option
-@study_option
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
-@json_option
-def best(storage: str | None, study: str | None, top: int, as_json: bool) -> None:
-    """Show the best complete trials of a study."""
-    from search import progress
-
-    loaded, space = load(storage, study)
-    trials = progress.ranking(loaded)[:top]
-    if as_json:
-        print_json([progress.as_json(trial) for trial in trials])
-    elif trials:
-        console = terminal()
-        for table in progress.best_table(trials, space, console.width):
-            console.print(table)
-    else:
-        click.echo(f"{loaded.study_name}: no trial is complete yet")
-
-
-@click.command(
-    cls=Command, epilog="vqsearch dashboard\nvqsearch dashboard --storage postgresql://me@db/studies --port 8081"
-)
-@storage_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on.")
-def dashboard(storage: str | None, host: str, port: int) -> None:
-    """Serve the Optuna dashboard of a storage."""
-    from search import dashboard as serving
-    from search.storage import open_storage
-
-    serving.serve(open_storage(storage_url(storage), create=False), host, port, click.echo)
 
 
 @click.command(cls=Command, epilog="vqsearch validate spaces/*.yaml")
