@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +12,6 @@ import pytest
 
 from search.lease import Lease
 from search.storage import open_storage
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture
@@ -71,17 +59,13 @@ def test_a_port_that_is_taken_is_named(address, tmp_path):
     )
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-def test_a_browser_shows_the_study_its_curves_and_its_pruned_trial(address, tmp_path):
-    from playwright.sync_api import expect, sync_playwright
+def test_a_browser_shows_the_study_its_curves_and_its_pruned_trial(address, browser_page):
+    from playwright.sync_api import expect
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(f"{address}/dashboard")
-        page.get_by_text("faces").first.click()
-        expect(page.get_by_text("Intermediate values")).to_be_visible(timeout=20_000)
-        page.goto(page.url.rstrip("/") + "/trials")
-        expect(page.get_by_text("Pruned").first).to_be_visible(timeout=20_000)
-        expect(page.get_by_text("optimizer.lr").first).to_be_visible()
-        browser.close()
+    page = browser_page()
+    page.goto(f"{address}/dashboard")
+    page.get_by_text("faces").first.click()
+    expect(page.get_by_text("Intermediate values")).to_be_visible(timeout=20_000)
+    page.goto(page.url.rstrip("/") + "/trials")
+    expect(page.get_by_text("Pruned").first).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("optimizer.lr").first).to_be_visible()
