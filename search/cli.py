@@ -35,6 +35,7 @@ for command in (
     cli_look.status,
     cli_look.best,
     cli_look.dashboard,
+    cli_look.report,
     cli_search.validate,
     cli_clean.clean,
     cli_clean.delete,

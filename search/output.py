@@ -169,6 +169,21 @@ def fetched(root: str, folder: str) -> Iterator[Path]:
         yield Path(local)
 
 
+def read(root: str, path: str) -> bytes:
+    """One file below `root`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OutputError: a link on the way leads out of the root.
+        OSError: the root can't be read.
+    """
+    system, base = filesystem(root)
+    local = isinstance(system, fs.LocalFileSystem)
+    name = str(_unlinked(root, base, path)) if local else f"{base}/{_inside(root, path)}"
+    with system.open_input_stream(name, compression=None) as stream:
+        return bytes(stream.read())
+
+
 def delete(root: str, folder: str) -> None:
     """Remove `folder` below `root`; nothing happens where it is gone already.
 
