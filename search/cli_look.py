@@ -13,14 +13,14 @@ from search.options import Command, json_option, load, print_json, storage_optio
 @json_option
 def status(storage: str | None, study: str | None, as_json: bool) -> None:
     """Say where a study stands, from its storage alone."""
-    from search import progress
+    from search import standing
 
     loaded, space = load(storage, study)
     if as_json:
-        trials = [progress.as_json(trial) for trial in loaded.get_trials(deepcopy=False)]
+        trials = [standing.as_json(trial) for trial in loaded.get_trials(deepcopy=False)]
         print_json({"study": loaded.study_name, "budget": space.source["budget"], "trials": trials})
         return
-    for line in progress.summary(loaded, space):
+    for line in standing.summary(loaded, space):
         click.echo(line)
 
 
@@ -31,12 +31,12 @@ def status(storage: str | None, study: str | None, as_json: bool) -> None:
 @json_option
 def best(storage: str | None, study: str | None, top: int, as_json: bool) -> None:
     """Show the best complete trials of a study."""
-    from search import progress
+    from search import progress, standing
 
     loaded, space = load(storage, study)
-    trials = progress.ranking(loaded)[:top]
+    trials = standing.ranking(loaded)[:top]
     if as_json:
-        print_json([progress.as_json(trial) for trial in trials])
+        print_json([standing.as_json(trial) for trial in trials])
     elif trials:
         console = terminal()
         for table in progress.best_table(trials, space, console.width):
@@ -57,3 +57,38 @@ def dashboard(storage: str | None, host: str, port: int) -> None:
     from search.storage import open_storage
 
     serving.serve(open_storage(storage_url(storage), create=False), host, port, click.echo)
+
+
+@click.command(
+    cls=Command,
+    epilog="vqsearch report --study demo --to report.html\n"
+    "vqsearch report --study mamba --study attention --to report.html\n"
+    "vqsearch report --study demo --to report.md\n"
+    "vqsearch report --study demo --to paper/",
+)
+@storage_option
+@click.option(
+    "--study",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="The study; needed where the storage holds several. Give it again to compare studies.",
+)
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="FILE|DIR",
+    help="A page (.html), Markdown with its pictures (.md), or a folder with table, figures and methods of a paper.",
+)
+def report(storage: str | None, names: tuple[str, ...], target: str) -> None:
+    """Write down what was searched, what won, by how much, what it cost, and how to repeat it."""
+    from search import findings, study
+    from search import report as reporting
+    from search.storage import open_storage
+
+    url = storage_url(storage)
+    store = open_storage(url, create=False)
+    found = [findings.read(*study.load(store, name), url) for name in names or (None,)]
+    for line in reporting.write(found, target):
+        click.echo(line)

@@ -177,12 +177,12 @@ def _detach(more: list[str], url: str, name: str, root: str | None) -> None:
 
 def _finish(signal: int, url: str, name: str) -> None:
     """The last lines of a launch: what it came to, and what to do next."""
-    from search import progress
+    from search import standing
     from search import study as studies
     from search.storage import open_storage
 
     loaded, space = studies.load(open_storage(url, create=False), name)
-    for line in progress.summary(loaded, space):
+    for line in standing.summary(loaded, space):
         click.echo(line)
     flags = storage_flag(url)
     if signal:

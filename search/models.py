@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from search import output, progress, records, yaml12
+from search import output, progress, records, standing, yaml12
 from search.errors import OutputError, StudyError, UserError, VqsearchError
 from search.space import Space
 from search.study import trial_of
@@ -128,7 +128,7 @@ def train(
                     for name, picture in report.pictures.items():
                         write_picture(target / f"{name}.png", picture)
                 if report.evaluated:
-                    measured = {name: value for name, value in report.metrics.items() if progress.is_metric(name)}
+                    measured = {name: value for name, value in report.metrics.items() if standing.is_metric(name)}
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -220,7 +220,7 @@ def export(study: optuna.Study, number: int | None, target: Path) -> str:
 
 
 def _best(study: optuna.Study) -> int:
-    ranked = progress.ranking(study)
+    ranked = standing.ranking(study)
     if not ranked:
         raise StudyError(f"{study.study_name}: no trial is complete yet; --trial N takes another one")
     return ranked[0].number

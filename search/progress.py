@@ -1,4 +1,4 @@
-"""What people see of a search: the view while it runs, and tables of a study at rest.
+"""What people see of a search while it runs, and what they are told of its pictures.
 
 In a terminal the view is live (rich); elsewhere it is plain lines. It reads what the driver has in memory and,
 every two seconds, the study.
@@ -10,25 +10,21 @@ import contextlib
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search import records, retention
 from search.errors import VqsearchError
 from search.parameters import settings
 from search.space import Space
+from search.standing import STATES, Standing, duration, is_metric, number, shown, standing
 from search.study import OpenStudy
-from search.text import printable
 from vqvae.config import COSTS, DataConfig
 
 if TYPE_CHECKING:
@@ -38,94 +34,6 @@ PLAIN_EVERY_S = 30.0
 
 NAMED = 10
 """Pictures left out that are told one by one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """Where a study stands.
-
-    Attributes:
-        counts: state -> number of trials, those refused before training aside.
-        invalid: trials refused before training.
-        total: trials of the budget.
-        best: the best complete trial that keeps the limits.
-        trained_s: wall seconds of training of all trials together.
-        left_s: estimated wall seconds until the budget is spent; None before anything finished.
-    """
-
-    counts: dict[str, int]
-    invalid: int
-    total: int
-    best: FrozenTrial | None
-    trained_s: float
-    left_s: float | None
-
-    @property
-    def done(self) -> int:
-        """Trials that used up the budget."""
-        return sum(self.counts.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
-
-
-def standing(study: optuna.Study, space: Space, running: Sequence[float] = ()) -> Standing:
-    """Where a study stands, from its storage.
-
-    Args:
-        study: what is asked.
-        space: its space.
-        running: seconds for which each running trial has been trained.
-    """
-    trials = study.get_trials(deepcopy=False)
-    own = [trial for trial in trials if records.copied(trial) is None]
-    valid = [trial for trial in own if not records.is_invalid(trial)]
-    counts = Counter(trial.state.name for trial in valid)
-    finished = [trial for trial in valid if trial.state.is_finished()]
-    trained = sum(records.seconds(trial) for trial in trials)
-    left = None
-    if finished:
-        rest = max(space.budget.trials - len(finished), 0)
-        each = sum(records.seconds(trial) for trial in finished) / len(finished)
-        left = max(rest * each - sum(min(spent, each) for spent in running), 0.0) / max(len(running), 1)
-    ranked = ranking(study)
-    return Standing(
-        counts=dict(counts),
-        invalid=len(own) - len(valid),
-        total=space.budget.trials,
-        best=ranked[0] if ranked else None,
-        trained_s=trained,
-        left_s=left,
-    )
-
-
-def ranking(study: optuna.Study) -> list[FrozenTrial]:
-    """Complete trials that keep the limits, the best first."""
-    return retention.ranked(study.get_trials(deepcopy=False), study.direction)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 10 min, 3 d 4 h."""
-    if seconds is None or not math.isfinite(seconds):
-        return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def summary(study: optuna.Study, space: Space) -> list[str]:
-    """What a study came to, in lines."""
-    now = standing(study, space)
-    states = [f"{now.counts.get(s, 0)} {w}" for s, w in _WORDS.items() if now.counts.get(s, 0)]
-    lines = [f"{study.study_name}: {now.done} of {now.total} trials ({', '.join(states) or 'none yet'})"]
-    if now.invalid:
-        lines.append(f"{now.invalid} {'trial' if now.invalid == 1 else 'trials'} broke a limit before training")
-    if now.best:
-        lines.append(f"best: trial {now.best.number}, {space.objective.metric} {now.best.value:.5g}")
-        lines.append(f"      {settings(now.best.params)}")
-    return [printable(line) for line in lines]
 
 
 def images(splits: Splits, config: DataConfig) -> list[str]:
@@ -154,15 +62,6 @@ def left_out(files: Sequence[str]) -> list[str]:
         return []
     more = [f"  and {len(files) - NAMED:,} more"] if len(files) > NAMED else []
     return [f"left out, could not be read: {len(files):,}", *(f"  {file}" for file in files[:NAMED]), *more]
-
-
-_WORDS = {
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
 
 
 class View:
@@ -249,7 +148,7 @@ class View:
         )
 
     def _states(self, now: Standing) -> str:
-        words = [f"{now.counts[s]} {_WORDS[s]}" for s in ("COMPLETE", "PRUNED", "FAIL") if now.counts.get(s)]
+        words = [f"{now.counts[s]} {STATES[s]}" for s in ("COMPLETE", "PRUNED", "FAIL") if now.counts.get(s)]
         return ", ".join(words) or "none finished"
 
     def _left(self, now: Standing) -> str:
@@ -287,16 +186,6 @@ class View:
         )
 
 
-def shown(value: Any) -> str:
-    """A parameter for people: four significant digits of a fraction."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def number(value: float | None) -> str:
-    """Five significant digits, a dash for what is not there."""
-    return "-" if value is None else f"{value:.5g}"
-
-
 def best_table(trials: list[FrozenTrial], space: Space, width: int = 80) -> list[Table]:
     """Trials as columns, as many side by side as fit into `width` characters; more in further tables."""
     metric = space.objective.metric
@@ -320,29 +209,7 @@ def best_table(trials: list[FrozenTrial], space: Space, width: int = 80) -> list
     return tables
 
 
-def is_metric(name: str) -> bool:
-    """Whether an attribute of a trial is something that an evaluation measured."""
-    return name.startswith("val/") or name in COSTS
-
-
 def _measured(trials: list[FrozenTrial]) -> list[str]:
     """Names of what the trials measured: on held-out images first, then what they cost."""
     names = {name for trial in trials for name in trial.user_attrs if is_metric(name)}
     return sorted(names, key=lambda name: (name in COSTS, name))
-
-
-def as_json(trial: FrozenTrial) -> dict[str, Any]:
-    """One trial for programs."""
-    checkpoint = records.checkpoint(trial)
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "value": trial.value if trial.state == TrialState.COMPLETE else None,
-        "params": trial.params,
-        "metrics": {name: value for name, value in trial.user_attrs.items() if is_metric(name)},
-        "curve": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
-        "constraints": trial.constraints,
-        "reason": records.reason(trial),
-        "checkpoint": None if checkpoint is None else {"step": checkpoint.step, "folder": checkpoint.folder},
-        "seconds": records.seconds(trial),
-    }

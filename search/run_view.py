@@ -12,7 +12,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from search.progress import PLAIN_EVERY_S, decoding, duration
+from search.progress import PLAIN_EVERY_S, decoding
+from search.standing import duration
 from vqvae.config import COSTS, TrainConfig
 
 if TYPE_CHECKING:

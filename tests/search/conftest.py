@@ -1,8 +1,15 @@
-"""A browser, for every test of something that people look at in one."""
+"""A study in all states, and a browser, for every test of something that people look at."""
 
 import shutil
+import time
+from types import SimpleNamespace
 
+import optuna
 import pytest
+from optuna.trial import TrialState
+
+from search import records, space
+from search.study import Flight
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMIUM_FLAGS = [
@@ -61,3 +68,29 @@ def browser_page(browser):
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def searched(tiny_file):
+    """A study with a complete, a pruned, a refused and a running trial, and its space."""
+    loaded = space.load(tiny_file)
+    study = optuna.create_study(direction="maximize")
+    for number, (state, value) in enumerate(
+        [(TrialState.COMPLETE, 21.5), (TrialState.PRUNED, 12.0), (TrialState.PRUNED, None)]
+    ):
+        trial = study.ask()
+        trial.suggest_float("optimizer.lr", 1e-4, 1e-2)
+        trial.suggest_int("quantizer.codebook_size", 16, 256)
+        records.set_seconds(trial, 10.0 * (number < 2))
+        if value is not None:
+            trial.report(value, 18)
+        else:
+            records.set_invalid(trial)
+            trial.set_constraint("bits_per_image", 0.5)
+        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+    running = study.ask()
+    flight = Flight(
+        trial=running, labels={"optimizer.lr": 2e-3}, started=time.monotonic(), before=0.0, step=6,
+        metrics={"images_per_s": 312.4, "val/psnr": 17.25},
+    )  # fmt: skip
+    return SimpleNamespace(study=study, space=loaded, flights={"a": flight}, draining=False, paused=None, notify=None)

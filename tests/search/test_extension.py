@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search import extension, models, parameters, progress, pruning, records, space, storage, study
+from search import extension, models, parameters, pruning, records, space, standing, storage, study
 from search.errors import StudyError
 
 
@@ -102,10 +102,10 @@ def test_copies_do_not_count_towards_the_budget_and_no_sampler_start_is_lost(sto
     wanted = load(name="again")
     opened = new(store, wanted, tmp_path, extend(store, wanted))
     assert not study.spent(opened.study, 1)
-    standing = progress.standing(opened.study, wanted)
-    assert standing.done == 0
-    assert standing.trained_s == 0
-    assert [trial.number for trial in progress.ranking(opened.study)] == [0]
+    now = standing.standing(opened.study, wanted)
+    assert now.done == 0
+    assert now.trained_s == 0
+    assert [trial.number for trial in standing.ranking(opened.study)] == [0]
     opened.close()
 
 

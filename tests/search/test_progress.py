@@ -1,45 +1,15 @@
 import io
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
-import optuna
 import pytest
-from optuna.trial import TrialState
 from rich.console import Console
 
-from search import progress, records, space
-from search.progress import View, duration
-from search.study import Flight
+from search import progress, records, standing
+from search.progress import View
 from vqvae.config import DataConfig
 from vqvae.data import Images, Splits
-
-
-@pytest.fixture
-def searched(tiny_file):
-    """A study with a complete, a pruned, a refused and a running trial, and its space."""
-    loaded = space.load(tiny_file)
-    study = optuna.create_study(direction="maximize")
-    for number, (state, value) in enumerate(
-        [(TrialState.COMPLETE, 21.5), (TrialState.PRUNED, 12.0), (TrialState.PRUNED, None)]
-    ):
-        trial = study.ask()
-        trial.suggest_float("optimizer.lr", 1e-4, 1e-2)
-        trial.suggest_int("quantizer.codebook_size", 16, 256)
-        records.set_seconds(trial, 10.0 * (number < 2))
-        if value is not None:
-            trial.report(value, 18)
-        else:
-            records.set_invalid(trial)
-            trial.set_constraint("bits_per_image", 0.5)
-        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-    running = study.ask()
-    flight = Flight(
-        trial=running, labels={"optimizer.lr": 2e-3}, started=time.monotonic(), before=0.0, step=6,
-        metrics={"images_per_s": 312.4, "val/psnr": 17.25},
-    )  # fmt: skip
-    return SimpleNamespace(study=study, space=loaded, flights={"a": flight}, draining=False, paused=None, notify=None)
 
 
 def shown(view):
@@ -81,22 +51,6 @@ def test_a_paused_search_says_so_and_what_ends_the_pause(searched):
     assert "paused; vqsearch resume goes on" in shown(view_of(searched)).splitlines()[0]
 
 
-def test_refused_trials_count_neither_as_done_nor_as_pruned(searched):
-    now = progress.standing(searched.study, searched.space)
-    assert (now.done, now.invalid, now.counts["PRUNED"]) == (2, 1, 1)
-    assert progress.summary(searched.study, searched.space)[:2] == [
-        "None: 2 of 4 trials (1 complete, 1 pruned, 1 running)".replace("None", searched.study.study_name),
-        "1 trial broke a limit before training",
-    ]
-
-
-def test_the_ranking_leaves_out_what_breaks_a_limit(searched):
-    trial = searched.study.ask()
-    trial.set_constraint("parameters", 0.1)
-    searched.study.tell(trial, 99.0)
-    assert [t.number for t in progress.ranking(searched.study)] == [0]
-
-
 def test_the_table_of_the_best_shows_what_they_cost_last_and_ends_no_line_in_blanks(searched):
     trial = searched.study.ask()
     trial.suggest_float("optimizer.lr", 1e-4, 1e-2)
@@ -104,13 +58,13 @@ def test_the_table_of_the_best_shows_what_they_cost_last_and_ends_no_line_in_bla
     records.set_metrics(trial, measured)
     searched.study.tell(trial, 30.0)
     console = Console(width=80, file=io.StringIO())
-    for table in progress.best_table(progress.ranking(searched.study), searched.space, console.width):
+    for table in progress.best_table(standing.ranking(searched.study), searched.space, console.width):
         console.print(table)
     lines = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["trial", "val/psnr", "val/codebook_undersampled", "parameters"]
     assert lines[3].split() == ["parameters", "12345", "-"]
     assert [line for line in lines if line != line.rstrip()] == []
-    assert progress.as_json(progress.ranking(searched.study)[0])["metrics"] == {
+    assert standing.as_json(standing.ranking(searched.study)[0])["metrics"] == {
         name: value for name, value in measured.items() if name != "train/loss"
     }
 
@@ -149,11 +103,3 @@ def test_markup_in_a_name_stays_text(searched):
     view = view_of(searched)
     view.message("trial [red]3[/red] <script>")
     assert "[red]3[/red] <script>" in view.console.file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3700, "1 h 1 min"), (90000, "1 d 1 h"), (None, "unknown")],
-)
-def test_durations_are_said_as_people_say_them(seconds, words):
-    assert duration(seconds) == words
