@@ -1,4 +1,4 @@
-"""What a study found, written down: a page for the browser, files for a paper, or Markdown, by the ending of the target.
+"""What a study found, written down: a page, files for a paper, or Markdown, by the ending of the target.
 
 All are made of `search.findings`; this module reads the pictures for them and chooses who writes.
 """
