@@ -34,6 +34,7 @@ from pathlib import Path
 import psutil
 from optuna.trial import FrozenTrial, TrialState
 
+from search import records
 from search import study as studies
 from search.errors import VqsearchError
 from search.lease import is_lease
@@ -133,9 +134,9 @@ class Soak:
                 return [driver]
             children = driver.children(recursive=True)
             self.seen.update(children)
-            # Not Ray's agents, which share the raylet's fate, nor its workers in reserve: where they die while a driver
-            # registers, ray 2.60 keeps it waiting for ever.
-            wanted = "raylet$" if kind == "raylet" else r"ray::(?!\w*Agent|IDLE)"
+            # A worker is one that trains a trial now: only its death loses anything. (Where Ray's workers in reserve die
+            # while a driver registers, ray 2.60 keeps it waiting for ever.)
+            wanted = "raylet$" if kind == "raylet" else r"ray::ImplicitFunc\.train"
             return [child for child in children if re.match(wanted, _name(child))]
         return []
 
@@ -241,6 +242,13 @@ def checks(soak: Soak) -> Iterator[Check]:
     yield "a decision at every rung, and the state follows it", f"{len(wrong)} wrong", not wrong
     settings = {json.dumps(t.params, sort_keys=True) for t in trials}
     yield "no setting tried twice", f"{len(settings)} settings", len(settings) == len(trials)
+    lost_workers = sum(map(records.retries, trials))
+    killed = soak.kills["worker"]
+    yield (
+        "workers were killed while they trained",
+        f"{lost_workers} lost of {killed} killed",
+        0 < lost_workers <= killed,
+    )
     leases = [name for name in _names(soak.url) if is_lease(name)]
     yield "lease free", f"{len(leases)} held", not leases
     left = soak.left(60)
