@@ -299,7 +299,7 @@ def _best_again(soak: Soak, trials: list[FrozenTrial]) -> Iterator[Check]:
             continue
         config = checkpoint.load_config(model)
         held_out = data.load(config.data).validation
-        value = metrics.evaluate(checkpoint.load(model), held_out, config.evaluation, config.batch_size)["psnr"]
+        value = metrics.evaluate(checkpoint.load(model), held_out, config.evaluation, config.batch_size).metrics["psnr"]
         claim = "exported, it measures" if arguments[0] == "export" else "trained again undisturbed, it measures"
         yield f"trial {best.number} is the best; {claim} the same", f"{value!r} dB, {best.value!r}", value == best.value
 

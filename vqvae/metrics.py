@@ -7,6 +7,7 @@ Every function takes float images (b, 3, h, w) in [-1, 1] and clips them to that
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -118,6 +119,18 @@ def spread(pictures: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, pictures - 1, max(0, min(count, pictures))).round().astype(np.int64))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    metrics: dict[str, float]
+    """psnr (dB), ssim, l1, the lpips if any, each the mean over images; rfid and rfid_images if any; and
+    `code_statistics`."""
+    worst: list[int]
+    """Numbers of the measured pictures, the one with the largest error first: of lpips if it was measured, else the one
+    with the least psnr."""
+
+
 @torch.no_grad()
 def evaluate(
     model: VQVAE,
@@ -126,7 +139,7 @@ def evaluate(
     micro_batch: int,
     lpips: LPIPS | None = None,
     rfid: Rfid | None = None,
-) -> dict[str, float]:
+) -> Evaluation:
     """All of the above over held-out pictures, in float32.
 
     Where the measured pictures have too few tokens to show every code, further ones are encoded, and only encoded.
@@ -140,10 +153,6 @@ def evaluate(
             (of a random trunk lpips_random_perturbed): see `vqvae.robustness`, which bounds the images where the
             codes are very many.
         rfid: measured too, if given.
-
-    Returns:
-        psnr (dB), ssim, l1, the lpips if any, each the mean over images; rfid and rfid_images if any; and
-        `code_statistics`.
 
     Raises:
         RfidError: rfid of a single picture.
@@ -179,8 +188,13 @@ def evaluate(
     for start in range(0, len(further), micro_batch):
         indices = model.encode(to_images(pictures[further[start : start + micro_batch]]).to(device))
         counts += torch.bincount(indices.flatten(), minlength=codes)
-    means = {name: torch.cat(values).double().mean().item() for name, values in parts.items()}
-    return means | (rfid.result() if rfid else {}) | code_statistics(counts, tokens)
+    each = {name: torch.cat(values).double() for name, values in parts.items()}
+    means = {name: values.mean().item() for name, values in each.items()}
+    errors = each[lpips.name] if lpips else -each["psnr"]
+    return Evaluation(
+        metrics=means | (rfid.result() if rfid else {}) | code_statistics(counts, tokens),
+        worst=rows[errors.argsort(descending=True, stable=True).cpu().numpy()].tolist(),
+    )
 
 
 def _unit(images: Tensor) -> Tensor:

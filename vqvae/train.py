@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from vqvae import checkpoint, conversion, weights
@@ -21,7 +22,7 @@ from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.data import load
 from vqvae.learner import Learner
 from vqvae.meter import Meter
-from vqvae.metrics import evaluate, spread
+from vqvae.metrics import Evaluation, evaluate, spread
 from vqvae.model import count_parameters
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import sheet, to_images
@@ -32,14 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
 REPORT_EVERY_S = 2.0
 """Wall seconds between two light reports."""
 
 SHEET_IMAGES = 16
-"""Held-out images on the reconstruction sheet."""
+"""Held-out images on a sheet."""
 
 FREE = ("rungs", "micro_batch", "checkpoint_every", "device", "compile", "data.cache", "loss.lpips_trunk")
 """Fields, besides evaluation.*, in which a resumed run may differ: they change neither the data nor the objective. (The
@@ -80,7 +80,11 @@ class Progress:
     checkpoint: Callable[[Path], None] | None = None
     """Writes all that resuming needs into an empty folder; call it before asking for the next report."""
     pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """At evaluations: "reconstructions", uint8 (h, w, 3), held-out images above what the model makes of them."""
+    """At evaluations, uint8 (h, w, 3) each, held-out images above what the model makes of them: "reconstructions", the
+    same images every time, and "worst", those with the largest error (by LPIPS if it is measured, else by PSNR) of all
+    that were measured, the worst first."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Images of each split that holds any: train, validation, test; the same in every report."""
     skipped: tuple[str, ...] = ()
     """Files that could not be read, each with the reason."""
 
@@ -156,10 +160,13 @@ class _Run:
         splits = load(config.data)
         self.images, self.skipped = splits.train, splits.skipped
         self.held_out = splits.validation
+        sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
+        self.sizes = {name: size for name, size in sizes.items() if size}
         self.meter = Meter()
         self.reported_at = -math.inf
         self.evaluated_at = -1  # not yet
         self.metrics: dict[str, float] = {}
+        self.worst: list[int] = []
 
     @property
     def step(self) -> int:
@@ -178,21 +185,22 @@ class _Run:
         training = self._training(self.meter.means())
         learner = self.learner
 
-        def measure() -> tuple[dict[str, float], dict[str, float]]:
+        def measure() -> tuple[Evaluation, dict[str, float]]:
             size, judged = learner.micro_batch, self.config.evaluation
             found = evaluate(learner.average, self.held_out, judged, size, self.lpips, self.rfid)
             return found, costs(learner.average, size)
 
         measured, cost = learner.in_memory(measure)
-        held_out = {f"val/{name}": value for name, value in measured.items()}
+        held_out = {f"val/{name}": value for name, value in measured.metrics.items()}
         for name, value in held_out.items():
             self._require_finite(name, value, self.step)
         self.metrics, self.evaluated_at = {**training, **cost, **held_out}, self.step
+        self.worst = measured.worst[:SHEET_IMAGES]
         self.meter.reset()
 
     def evaluation(self) -> Progress:
         """The report of the last evaluation, with a checkpoint."""
-        return self._progress(self.metrics, saved=True, evaluated=True, pictures={"reconstructions": self._sheet()})
+        return self._progress(self.metrics, saved=True, evaluated=True, pictures=self._sheets())
 
     def report(self, *, saved: bool = False, stopped: bool = False) -> Progress:
         """A report between evaluations."""
@@ -218,6 +226,7 @@ class _Run:
         _require_same_run(state, self.config, folder)
         try:
             self.evaluated_at, self.metrics = state.progress["evaluated_at"], state.progress["metrics"]
+            self.worst = state.progress.get("worst", [])  # which older checkpoints do not know
             self.meter.sums = {name: (total, count) for name, (total, count) in state.progress["sums"].items()}
             self.learner.restore(state.step, state.progress["micro_batch"], state.tensors)
         except KeyError as error:
@@ -242,6 +251,7 @@ class _Run:
             stopped=stopped,
             checkpoint=self._saver() if saved else None,
             pictures=pictures or {},
+            sizes=self.sizes,
             skipped=self.skipped,
         )
 
@@ -253,6 +263,7 @@ class _Run:
             progress = {
                 "evaluated_at": self.evaluated_at,
                 "metrics": self.metrics,
+                "worst": self.worst,
                 "sums": self.meter.sums,
                 "micro_batch": self.learner.micro_batch,
             }
@@ -277,9 +288,16 @@ class _Run:
         rate = self.meter.steps_per_s() * self.config.batch_size
         return {f"train/{name}": value for name, value in means.items()} | ({"images_per_s": rate} if rate else {})
 
-    def _sheet(self) -> NDArray[np.uint8]:
+    def _sheets(self) -> dict[str, NDArray[np.uint8]]:
         measured = spread(len(self.held_out), self.config.evaluation.images)
-        originals = to_images(self.held_out[measured[spread(len(measured), SHEET_IMAGES)]])
+        shown = {"reconstructions": measured[spread(len(measured), SHEET_IMAGES)]}
+        worst = [row for row in self.worst if row < len(self.held_out)]  # before a resume there may have been more
+        if worst:
+            shown["worst"] = np.array(worst)
+        return {name: self._sheet(rows) for name, rows in shown.items()}
+
+    def _sheet(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        originals = to_images(self.held_out[rows])
         return sheet(originals, self.learner.in_memory(lambda: self._made(originals)))
 
     @torch.no_grad()

@@ -106,8 +106,8 @@ def lpips():
 
 def test_evaluation_does_not_depend_on_the_micro_batch_and_counts_every_token(model, pictures, lpips):
     held_out = pictures[:5]
-    found = metrics.evaluate(model, held_out, EvaluationConfig(), 2, lpips)
-    whole = metrics.evaluate(model, held_out, EvaluationConfig(), 5, lpips)
+    found = metrics.evaluate(model, held_out, EvaluationConfig(), 2, lpips).metrics
+    whole = metrics.evaluate(model, held_out, EvaluationConfig(), 5, lpips).metrics
     assert found == pytest.approx(whole, rel=1e-5)
     assert found["codebook_tokens"] == 5 * 64
     assert set(found) == {
@@ -131,7 +131,7 @@ def test_evaluation_does_not_depend_on_the_micro_batch_and_counts_every_token(mo
 
 
 def test_perturbed_lpips_is_that_of_decoded_codes_with_errors(model, pictures, lpips):
-    found = metrics.evaluate(model, pictures[:3], EvaluationConfig(perturbed=0.5), 2, lpips)
+    found = metrics.evaluate(model, pictures[:3], EvaluationConfig(perturbed=0.5), 2, lpips).metrics
     images = to_images(pictures[:3])
     indices = model.encode(images)
     wrong = perturb(indices.flatten(1), 0.5, [0, 1, 2], Neighbors(model.quantizer, torch.device("cpu")))
@@ -142,7 +142,7 @@ def test_perturbed_lpips_is_that_of_decoded_codes_with_errors(model, pictures, l
 
 def test_perturbed_lpips_of_very_many_codes_is_of_fewer_images(model, pictures, lpips, monkeypatch):
     monkeypatch.setattr(robustness, "DISTANCES", 32 * 6 * 2)  # two images of six replaced tokens
-    found = metrics.evaluate(model, pictures[:3], EvaluationConfig(), 2, lpips)
+    found = metrics.evaluate(model, pictures[:3], EvaluationConfig(), 2, lpips).metrics
     images = to_images(pictures[:3])
     indices = model.encode(images)[[0, 2]]
     wrong = perturb(indices.flatten(1), 0.1, [0, 2], Neighbors(model.quantizer, torch.device("cpu")))
@@ -152,22 +152,36 @@ def test_perturbed_lpips_of_very_many_codes_is_of_fewer_images(model, pictures, 
 
 def test_perturbed_lpips_bears_its_plain_name_with_real_weights_and_can_be_off(model, pictures, lpips, monkeypatch):
     monkeypatch.setattr(lpips, "name", "lpips_alex")
-    assert "lpips_perturbed" in metrics.evaluate(model, pictures[:2], EvaluationConfig(), 2, lpips)
-    without = metrics.evaluate(model, pictures[:2], EvaluationConfig(perturbed=0), 2, lpips)
+    assert "lpips_perturbed" in metrics.evaluate(model, pictures[:2], EvaluationConfig(), 2, lpips).metrics
+    without = metrics.evaluate(model, pictures[:2], EvaluationConfig(perturbed=0), 2, lpips).metrics
     assert not [name for name in without if name.endswith("perturbed")]
-    assert not [name for name in metrics.evaluate(model, pictures[:2], EvaluationConfig(), 2) if "lpips" in name]
+    assert not [
+        name for name in metrics.evaluate(model, pictures[:2], EvaluationConfig(), 2).metrics if "lpips" in name
+    ]
 
 
 def test_further_pictures_are_encoded_until_there_are_tokens_enough_for_the_codebook(model, pictures):
     config = EvaluationConfig(images=2)
-    found = metrics.evaluate(model, pictures, config, 2)
+    found = metrics.evaluate(model, pictures, config, 2).metrics
     assert (found["codebook_tokens"], found["codebook_undersampled"]) == (5 * 64, 0)  # 10 tokens a code
     counted = model.encode(to_images(pictures[[0, 8, 1, 4, 7]]))  # two that are measured, three between them
     counts = torch.bincount(counted.flatten(), minlength=32)
     assert found == pytest.approx(found | metrics.code_statistics(counts, 64))
-    measured = metrics.evaluate(model, pictures[[0, 8]], config, 2)
+    measured = metrics.evaluate(model, pictures[[0, 8]], config, 2).metrics
     assert found["psnr"] == pytest.approx(measured["psnr"], rel=1e-5)
     assert (measured["codebook_tokens"], measured["codebook_undersampled"]) == (2 * 64, 1)
+
+
+def test_the_worst_pictures_come_first_by_lpips_if_it_is_measured_else_by_psnr(model, pictures, lpips):
+    images = to_images(pictures[[0, 3, 5, 8]])
+    with torch.no_grad():
+        made = model(images).images
+    by_psnr = metrics.psnr(made, images).argsort().tolist()
+    by_lpips = lpips(made.clamp(-1, 1), images).argsort(descending=True).tolist()
+    assert by_psnr != by_lpips
+    config = EvaluationConfig(images=4, perturbed=0)
+    assert metrics.evaluate(model, pictures, config, 3).worst == [[0, 3, 5, 8][place] for place in by_psnr]
+    assert metrics.evaluate(model, pictures, config, 3, lpips).worst == [[0, 3, 5, 8][place] for place in by_lpips]
 
 
 def test_evaluation_reads_a_micro_batch_of_pictures_at_a_time(model, pictures):
@@ -195,6 +209,6 @@ def test_codes_that_are_never_drawn_show_in_an_evaluation(model, pictures):
     collapsed = copy.deepcopy(model)
     with torch.no_grad():
         collapsed.to_code.weight.zero_()
-    found = metrics.evaluate(collapsed, pictures[:5], EvaluationConfig(), 5)
+    found = metrics.evaluate(collapsed, pictures[:5], EvaluationConfig(), 5).metrics
     assert (found["codebook_usage"], found["perplexity"], found["entropy_bits_per_image"]) == (1 / 32, 1, 0)
     assert found["codebook_undersampled"] == 0

@@ -84,7 +84,7 @@ def test_an_evaluation_measures_it_over_its_pictures(rfid):
     built = build_model(replace(TrainConfig(), {"model": model, "data.resolution": 32})).eval()
     pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     rfid.add(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))  # of an evaluation that was broken off
-    found = evaluate(built, pictures, EvaluationConfig(images=3), 2, rfid=rfid)
+    found = evaluate(built, pictures, EvaluationConfig(images=3), 2, rfid=rfid).metrics
     rfid.begin()
     with torch.no_grad():
         measured = to_images(pictures[[0, 2, 4]])

@@ -92,8 +92,33 @@ def test_it_evaluates_exactly_at_the_rungs_and_at_the_end():
         validation = {name.removeprefix("val/") for name in report.metrics if name.startswith("val/")}
         assert validation == (VALIDATION if report.evaluated else set())
         assert {"train/l2", "train/codebook", "train/commitment", "train/loss", "images_per_s"} <= set(report.metrics)
-        assert set(report.pictures) == ({"reconstructions"} if report.evaluated else set())
+        assert set(report.pictures) == ({"reconstructions", "worst"} if report.evaluated else set())
     assert reports[-1].pictures["reconstructions"].shape == (2 * 2 * 32, 8 * 32, 3)
+
+
+def tiles(picture):
+    """The pairs of a sheet of one row or more, (n, 2, 32, 32, 3)."""
+    rows = picture.reshape(-1, 2, 32, picture.shape[1] // 32, 32, 3)
+    return rows.transpose(0, 3, 1, 2, 4, 5).reshape(-1, 2, 32, 32, 3)
+
+
+def test_the_worst_pictures_are_those_with_the_largest_error_of_all_measured(monkeypatch):
+    every = tiles(next(train(tiny(steps=1))).pictures["reconstructions"])[:12]
+    errors = ((every[:, 0].astype(float) - every[:, 1]) ** 2).mean((1, 2, 3))
+    monkeypatch.setattr("vqvae.train.SHEET_IMAGES", 3)
+    worst = tiles(next(train(tiny(steps=1))).pictures["worst"])
+    assert (worst == every[errors.argsort()[::-1][:3]]).all()
+
+
+def test_every_report_says_how_many_images_each_split_has(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for index in range(10):
+        Image.new("RGB", (32, 32), (20 * index,) * 3).save(tmp_path / "pictures" / f"{index}.png")
+    folder = {"source": "folder", "path": str(tmp_path / "pictures"), "resolution": 32, "cache": str(tmp_path / "c")}
+    parts = {"group_by": "file", "validation_fraction": 0.3, "test_fraction": 0.0}
+    reports = list(train(tiny(data={**folder, **parts}, steps=2)))
+    assert [each.sizes for each in reports] == [{"train": 7, "validation": 3}] * len(reports)
+    assert set(next(train(tiny())).sizes) == {"train", "validation", "test"}
 
 
 def test_the_first_step_is_reported_so_that_a_viewer_sees_it_live():
@@ -185,12 +210,22 @@ def test_an_evaluation_comes_again_after_a_resume(tmp_path):
     before = saved(config, 2, tmp_path / "a")
     first, *_, last = train(config, resume=tmp_path / "a")
     assert (first.step, first.evaluated, first.metrics) == (2, True, before.metrics)
-    assert (first.pictures["reconstructions"] == before.pictures["reconstructions"]).all()
+    for name in ("reconstructions", "worst"):
+        assert (first.pictures[name] == before.pictures[name]).all()
     assert first.checkpoint
     first_again = saved(config, 2, tmp_path / "b", resume=tmp_path / "a")
     assert first_again.metrics == before.metrics
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert (last.step, last.evaluated) == (6, True)
+
+
+def test_a_checkpoint_from_before_there_were_worst_pictures_goes_on(tmp_path):
+    saved(tiny(rungs=[2]), 2, tmp_path / "a")
+    state = json.loads((tmp_path / "a" / "state.json").read_text())
+    del state["progress"]["worst"]
+    (tmp_path / "a" / "state.json").write_text(json.dumps(state))
+    first, *_, last = train(tiny(rungs=[2]), resume=tmp_path / "a")
+    assert [set(each.pictures) for each in (first, last)] == [{"reconstructions"}, {"reconstructions", "worst"}]
 
 
 def test_a_finished_run_only_shows_its_last_evaluation_again(tmp_path):
@@ -389,7 +424,7 @@ def batches(monkeypatch):
 
 def test_never_more_than_a_micro_batch_goes_through_the_model(batches):
     (report,) = train(tiny(steps=1, micro_batch=4, evaluation__images=10))
-    assert batches == [(True, 4)] * 2 + [(False, 4), (False, 4), (False, 2)] * 2
+    assert batches == [(True, 4)] * 2 + [(False, 4), (False, 4), (False, 2)] * 3
     assert report.pictures["reconstructions"].shape == (2 * 2 * 32, 8 * 32, 3)
 
 
