@@ -23,8 +23,9 @@ from rich.text import Text
 from search.errors import VqsearchError
 from search.parameters import settings
 from search.space import Space
-from search.standing import STATES, Standing, duration, is_metric, number, shown, standing
+from search.standing import STATES, Standing, is_metric, number, shown, standing
 from search.study import OpenStudy
+from search.units import duration
 from vqvae.config import COSTS, DataConfig
 
 if TYPE_CHECKING:

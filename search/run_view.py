@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from search.progress import PLAIN_EVERY_S, decoding
-from search.standing import duration
+from search.units import duration
 from vqvae.config import COSTS, TrainConfig
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
-"""A study at rest: where it stands, who leads, and how numbers and times are said to people."""
+"""A study at rest: where it stands, who leads, and how numbers are said to people."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,20 +85,6 @@ def standing(study: optuna.Study, space: Space, running: Sequence[float] = ()) -
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
     """Complete trials that keep the limits, the best first."""
     return retention.ranked(study.get_trials(deepcopy=False), study.direction)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 10 min, 3 d 4 h."""
-    if seconds is None or not math.isfinite(seconds):
-        return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def summary(study: optuna.Study, space: Space) -> list[str]:
