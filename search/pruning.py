@@ -1,7 +1,8 @@
 """Ray's `TrialScheduler` over the study: writes every point, and stops what is not worth going on.
 
-The order of writes is checkpoint, point, decision, state: after a kill between any two of them the study
-still says where to go on. A rung's decision depends on the points in the storage alone, so it can be made again.
+The order of writes is checkpoint (with it what lies there), point, decision, state: after a kill between any two of
+them the study still says where to go on. A rung's decision depends on the points in the storage alone, so it can be made
+again.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
     Args:
         opened: the study.
         flight: the trial.
-        report: keys of `search.trainable`: step, metrics, checkpoint, evaluated, ended, reason.
+        report: as `search.trainable.Reporter` sends it.
 
     Returns:
         How the trial ends, None if it goes on.
@@ -110,9 +111,11 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
     flight.step, flight.metrics = step, flight.metrics | metrics
     if report["checkpoint"]:
         held_out = {name: value for name, value in flight.metrics.items() if not name.startswith("train/")}
-        before = records.checkpoint(opened.frozen(trial))
+        known = opened.frozen(trial)
+        before = records.checkpoint(known)
         record = records.CheckpointRecord(step=step, folder=report["checkpoint"], metrics=held_out)
         records.set_checkpoint(trial, record)
+        _write_what_lies_there(opened, trial, known, record, report)
         if before is not None and before.folder != record.folder:
             opened.keeper.replace(before.folder)
     outcome = _evaluated(opened, flight, step, metrics) if report["evaluated"] else None
@@ -121,6 +124,27 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
     if outcome is None and report["ended"] == "stopped":
         return Outcome(state=TrialState.WAITING)
     return outcome
+
+
+def _write_what_lies_there(
+    opened: OpenStudy,
+    trial: optuna.Trial,
+    known: FrozenTrial,
+    checkpoint: records.CheckpointRecord,
+    report: dict[str, Any],
+) -> None:
+    """Write which pictures lie with a checkpoint, what trained it and on how many images, unless that is known.
+
+    A resumed trial reports its last evaluation again.
+    """
+    step, folder, before = checkpoint.step, checkpoint.folder, records.pictures(known)
+    here = [records.Picture(step=step, name=name, folder=folder) for name in report["pictures"]]
+    if any(picture not in before for picture in here):
+        records.set_pictures(trial, [picture for picture in before if picture.step != step] + here)
+    if report["device"] not in ("", records.device(known)):
+        records.set_device(trial, report["device"])
+    if report["sizes"] and not records.sizes(opened.study):
+        records.set_sizes(opened.study, dict(report["sizes"]))
 
 
 def _ended(how: str, reason: str) -> Outcome:

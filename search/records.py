@@ -8,7 +8,7 @@ parameters, curves, constraints.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,8 +30,11 @@ REQUEST = "request:"
 """Of the study that a lease is, so that they go with their driver."""
 IDENTITY = "vqsearch:identity"
 LENGTHS = "vqsearch:lengths"
+SIZES = "vqsearch:sizes"
 
 CHECKPOINT = "checkpoint"
+PICTURES = "pictures"
+DEVICE = "device"
 REASON = "reason"
 INVALID = "invalid"
 RETRIES = "retries"
@@ -56,6 +59,22 @@ class CheckpointRecord:
     step: int
     folder: str
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture of what a trial had learned, in the file `FOLDER/NAME.png`; it stays when the checkpoint goes.
+
+    Attributes:
+        step: optimizer steps done.
+        name: "reconstructions" (held-out originals above what became of them) or "worst" (those with the largest
+            error).
+        folder: relative to the output root, see `root`.
+    """
+
+    step: int
+    name: str
+    folder: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +196,16 @@ def set_identity(study: optuna.Study, value: str) -> None:
     study.set_user_attr(IDENTITY, value)
 
 
+def sizes(study: optuna.Study) -> dict[str, int]:
+    """Images of each split (train, validation, test); empty before the first evaluation."""
+    return {str(split): int(count) for split, count in study.user_attrs.get(SIZES, {}).items()}
+
+
+def set_sizes(study: optuna.Study, images: Mapping[str, int]) -> None:
+    """Write how many images each split has."""
+    study.set_user_attr(SIZES, dict(images))
+
+
 def hours(study: optuna.Study) -> float:
     """Wall hours of all drivers so far."""
     return float(study.user_attrs.get(HOURS, 0.0))
@@ -198,6 +227,33 @@ def checkpoint(trial: FrozenTrial) -> CheckpointRecord | None:
 def set_checkpoint(trial: optuna.Trial, record: CheckpointRecord) -> None:
     """Write where the trial can go on from."""
     trial.set_user_attr(CHECKPOINT, asdict(record))
+
+
+def pictures(trial: FrozenTrial) -> list[Picture]:
+    """The pictures of a trial, by step and name."""
+    return [Picture(**picture) for picture in trial.user_attrs.get(PICTURES, [])]
+
+
+def set_pictures(trial: optuna.Trial, shown: Sequence[Picture]) -> None:
+    """Write all pictures of a trial."""
+    ordered = sorted(shown, key=lambda picture: (picture.step, picture.name))
+    trial.set_user_attr(PICTURES, [asdict(picture) for picture in ordered])
+
+
+def root(study: optuna.Study, trial: FrozenTrial) -> str:
+    """The output root of a trial's pictures: the study's, or for a copy the one of its original."""
+    original = copied(trial)
+    return output(study) if original is None else original.output
+
+
+def device(trial: FrozenTrial) -> str:
+    """Model of the GPU, or of the CPU, that last trained the trial; "" where that is not known."""
+    return str(trial.user_attrs.get(DEVICE, ""))
+
+
+def set_device(trial: optuna.Trial, model: str) -> None:
+    """Write what trains the trial."""
+    trial.set_user_attr(DEVICE, model)
 
 
 def decision(trial: FrozenTrial, step: int) -> str | None:

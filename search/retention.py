@@ -1,7 +1,8 @@
 """Which checkpoints stay: those of the best complete trials, and of every trial that may still go on.
 
 The rest is removed as soon as that is decided, but after it is written: a kill in between leaves a checkpoint too many,
-never one too few. What a kill left is removed when the study is opened again, or by `vqsearch clean`. Pictures stay.
+never one too few. What a kill left is removed when the study is opened again, or by `vqsearch clean`. Pictures stay,
+those of earlier evaluations too.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def rubbish(
         OSError: the root can't be read.
     """
     stay = set(needed(trials, direction, best).values())
+    shown = {f"{each.folder}/{each.name}{output.PICTURES}" for trial in trials for each in records.pictures(trial)}
     last = {record.folder: trial for trial in trials if (record := records.checkpoint(trial)) is not None}
     folders: dict[str, list[output.Entry]] = {}
     partial = set()
@@ -117,7 +119,9 @@ def rubbish(
         elif folder in last:
             found.append(_without_pictures(folder, _worse(last[folder], best), entries))
         else:
-            found.append(Rubbish(folder=folder, why="no trial goes on from it", files=tuple(entries), whole=True))
+            gone = tuple(entry for entry in entries if entry.path not in shown)
+            whole = len(gone) == len(entries)
+            found.append(Rubbish(folder=folder, why="no trial goes on from it", files=gone, whole=whole))
     return [each for each in found if each.files]
 
 
@@ -173,7 +177,7 @@ class Keeper:
     def replace(self, folder: str) -> None:
         """Remove a checkpoint that a later one of the same trial has replaced."""
         with self._telling():
-            output.delete(self._root, folder)
+            _without_pictures(folder, "", output.files(self._root, folder)).remove(self._root)
 
     def _dispensable(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         stay = needed(trials, self._direction, self._best)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray import tune
 from search import output
 from search.errors import UserError
 from search.searcher import Assignment
-from vqvae.config import VqvaeError
+from vqvae.config import TrainConfig, VqvaeError
 
 
 def run(config: dict[str, Any]) -> None:
@@ -26,7 +27,8 @@ def run(config: dict[str, Any]) -> None:
         config: the fields of an `Assignment`.
 
     Reports:
-        step, metrics, evaluated; checkpoint (its folder below the output root, or None);
+        step, metrics, evaluated; checkpoint (its folder below the output root, or None), pictures (names of those
+        that lie in it), device (model of the GPU or CPU) and sizes (images of each split) with an evaluation;
         ended ("", stopped, diverged, out of memory, error, or unusable where no trial could run here) and reason.
     """
     from vqvae import conversion
@@ -40,16 +42,23 @@ def run(config: dict[str, Any]) -> None:
         _share_the_gpu(assignment.gpus)
         stop = _stop_flag(assignment.control)
         with _start_from(assignment) as resume:
-            for progress in train(conversion.from_dict(json.loads(assignment.config)), resume, stop):
+            settings = conversion.from_dict(json.loads(assignment.config))
+            device = _device(settings)
+            saved_pictures = sorted(path.stem for path in resume.glob(f"*{output.PICTURES}")) if resume else []
+            for progress in train(settings, resume, stop):
                 folder = output.folder_of(assignment.study, assignment.number, progress.step)
                 if progress.checkpoint and folder != saved:
+                    output.require(assignment.root, assignment.study)
                     output.save(assignment.root, folder, _writer(progress))
-                    saved = folder
+                    saved, saved_pictures = folder, sorted(progress.pictures)
                 report(
                     step=progress.step,
                     metrics=dict(progress.metrics),
                     evaluated=progress.evaluated,
                     checkpoint=folder if progress.checkpoint else None,
+                    pictures=saved_pictures if progress.evaluated and progress.checkpoint else [],
+                    device=device if progress.evaluated else "",
+                    sizes=getattr(progress, "sizes", {}) if progress.evaluated else {},
                     ended="stopped" if progress.stopped else "",
                 )
     except Diverged as error:
@@ -80,6 +89,9 @@ class Reporter:
         metrics: dict[str, float] | None = None,
         evaluated: bool = False,
         checkpoint: str | None = None,
+        pictures: Sequence[str] = (),
+        device: str = "",
+        sizes: Mapping[str, int] | None = None,
         ended: str = "",
         reason: str = "",
     ) -> None:
@@ -91,8 +103,11 @@ class Reporter:
         fields = {
             "step": step,
             "metrics": list((metrics or {}).items()),  # Ray would flatten a dictionary.
+            "sizes": list((sizes or {}).items()),
             "evaluated": evaluated,
             "checkpoint": checkpoint,
+            "pictures": list(pictures),
+            "device": device,
             "ended": ended,
             "reason": reason,
         }
@@ -127,9 +142,23 @@ def _writer(progress: Any) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         progress.checkpoint(folder)
         for name, picture in progress.pictures.items():
-            Image.fromarray(picture).save(folder / f"{name}.png")
+            Image.fromarray(picture).save(folder / f"{name}{output.PICTURES}")
 
     return write
+
+
+def _device(config: TrainConfig) -> str:
+    """Model of what trains a config."""
+    import torch
+
+    if config.device != "cpu" and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    with contextlib.suppress(OSError):  # Linux alone has it
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _share_the_gpu(gpus: float) -> None:

@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search import lease as leases
-from search import pruning, space, storage, study
+from search import pruning, records, space, storage, study
 from search.errors import LeaseError, SearchError, StudyError, UserError
 from search.searcher import Assignment, StudySearcher
 from vqvae.conversion import from_dict
@@ -20,7 +20,11 @@ WRITES = (
     "set_trial_user_attr",
     "set_trial_system_attr",
     "set_study_user_attr",
+    "set_study_system_attr",
 )
+
+LYING_THERE = {"pictures": ["reconstructions", "worst"], "device": "H200", "sizes": [("train", 90), ("validation", 10)]}
+"""Of a report with a checkpoint."""
 
 
 class KilledError(BaseException):
@@ -52,7 +56,7 @@ def value(config, step):
 
 
 def report(step, metrics=None, **other):
-    fields = {"evaluated": metrics is not None, "checkpoint": None, "ended": "", "reason": ""}
+    fields = {"evaluated": metrics is not None, "checkpoint": None, "ended": "", "reason": "", **LYING_THERE}
     return {"step": step, "metrics": list((metrics or {}).items()), **fields, **other}
 
 
@@ -88,6 +92,14 @@ def drive(driver):
 def history(place):
     trials = optuna.load_study(study_name="tiny", storage=storage.open_storage(place.url)).trials
     return [(t.number, t.state, t.params, t.intermediate_values, t.values, t.constraints) for t in trials]
+
+
+def lying_there(place):
+    study = optuna.load_study(study_name="tiny", storage=storage.open_storage(place.url))
+    return records.sizes(study), [
+        ([(p.step, p.name) for p in records.pictures(t)], records.device(t), sorted(t.intermediate_values))
+        for t in study.trials
+    ]
 
 
 def kill_at_write(driver, count, monkeypatch):
@@ -135,6 +147,11 @@ def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history
                 break
         drive(opened(place))
         assert history(place) == whole, f"killed before write {writes}"
+        sizes, there = lying_there(place)
+        assert sizes == {"train": 90, "validation": 10}
+        for pictures, device, steps in there:
+            assert device == "H200"
+            assert pictures == [(step, name) for step in steps for name in ("reconstructions", "worst")]
         writes += 1
     assert writes > 50
 
