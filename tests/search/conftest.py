@@ -2,13 +2,16 @@
 
 import shutil
 import time
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
-from search import records, space
+from search import output, parameters, records, space
 from search.study import Flight
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -94,3 +97,109 @@ def searched(tiny_file):
         metrics={"images_per_s": 312.4, "val/psnr": 17.25},
     )  # fmt: skip
     return SimpleNamespace(study=study, space=loaded, flights={"a": flight}, draining=False, paused=None, notify=None)
+
+
+ENDED = """\
+study: shapes
+objective: {metric: val/psnr, direction: maximize}
+budget: {trials: 15, steps: 360}
+pruner: {kind: asha, rungs: 2, reduction_factor: 3}
+resources: {gpus: 0.5, cpus: 1}
+seed: 7
+train:
+  model: {backbone: attention, width: 16, depth: 1, head_size: 16, patch: 16}
+  quantizer: {code_dim: 4}
+  loss: {perceptual: 0}
+  optimizer: {warmup_steps: 1}
+  data: {resolution: 64}
+  evaluation: {lpips: false, images: 8}
+  batch_size: 4
+search:
+  model.backbone: {choice: [attention, mamba]}
+  optimizer.lr: {float: [5.0e-4, 5.0e-3], log: true}
+  quantizer.codebook_size: {choice: [16, 64, 256]}
+constraints: {parameters: {max: 4.0e+6}}
+baselines:
+  - {model.backbone: attention, optimizer.lr: 1.0e-3, quantizer.codebook_size: 64}
+"""
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A function that makes a study at its end, and its space, as drivers leave it; nothing is trained for it.
+
+    Ten trials are complete (0 is the baseline, 9 the best, 8 the next), 10 to 12 were pruned at rungs, 13 diverged, 14
+    failed, and 15 was over a limit before training. Takes the study's `name`, the `text` of its space file, and what
+    else the trials have as user attributes.
+    """
+
+    def make(name="shapes", text=ENDED, **attributes):
+        path = tmp_path / "ended.yaml"
+        path.write_text(text)
+        loaded = space.load(path)
+        study = optuna.create_study(direction=loaded.objective.direction, study_name=name)
+        root = tmp_path / "root"
+        records.create(study, loaded.source, str(root), 10, {"vqsearch": "0.1.0", "torch": "2.15.0"})
+        records.set_sizes(study, {"train": 987, "validation": 82, "test": 77})
+        records.set_hours(study, 3.5)
+        for number in range(16):
+            study.add_trial(_ended_trial(loaded, number, name, root, attributes))
+        return study, loaded
+
+    return make
+
+
+def _ended_trial(loaded, number, name, root, attributes):
+    last = {10: 40, 11: 40, 12: 120, 13: 120, 14: 40, 15: 0}.get(number, 360)
+    state = TrialState.FAIL if number == 14 else TrialState.COMPLETE if last == 360 else TrialState.PRUNED
+    curve = {step: 18 + number / 4 + step / 200 for step in (40, 120, 360) if step <= last}
+    labels = {
+        p.name: p.labels[number % len(p.labels)] if p.labels else p.low * (1 + number % 4) for p in loaded.parameters
+    }
+    system = {}
+    if number == 0:
+        labels = dict(loaded.baselines[0])
+        system = {"fixed_params": labels}
+    reasons = {
+        13: "loss is nan after step 130 of 360",
+        14: 'Traceback (most recent call last):\n  File "a.py", line 1\nRuntimeError: the disk is gone',
+        15: "parameters is 5,000,000: outside constraints",
+    }
+    user = {
+        records.SECONDS: 1.5 * last,
+        records.DEVICE: "NVIDIA H200",
+        **({records.REASON: reasons[number]} if number in reasons else {}),
+        **({records.INVALID: True} if number == 15 else {}),
+        **attributes,
+    }
+    if last:
+        step = max(curve)
+        user |= {
+            "val/psnr": curve[step], "val/ssim": 0.5 + number / 100, "val/entropy_bits_per_image": 60.0 + 3 * number,
+            "parameters": 1e5 * (1 + number), "images_per_s": 900.0 - 10 * number,
+        }  # fmt: skip
+        user[records.PICTURES] = [_picture(root, name, number, step, kind) for kind in ("reconstructions", "worst")]
+    stored = optuna.trial.FixedTrial(labels)
+    parameters.suggest(loaded.parameters, stored)
+    began = datetime(2026, 3, 1, 9) + timedelta(minutes=10 * number)
+    trial = optuna.trial.create_trial(
+        state=state,
+        value=curve[360] if state == TrialState.COMPLETE else None,
+        params=stored.params,
+        distributions=stored.distributions,
+        user_attrs=user,
+        system_attrs=system,
+        intermediate_values=curve,
+        constraints={13: {"diverged": 1.0}, 15: {"parameters": 0.25}}.get(number),
+    )
+    trial.datetime_start, trial.datetime_complete = began, began + timedelta(seconds=1.5 * last)
+    return trial
+
+
+def _picture(root, name, number, step, kind):
+    """A sheet of 16 pictures over 16 others, on disk."""
+    folder = output.folder_of(name, number, step)
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 255, (2 * 16, 16 * 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / folder / f"{kind}.png")
+    return {"step": step, "name": kind, "folder": folder}
