@@ -1,8 +1,8 @@
 """Ray's `TrialScheduler` over the study: writes every point, and stops what is not worth going on.
 
 The order of writes is checkpoint (with it what lies there), point, decision, state: after a kill between any two of
-them the study still says where to go on. A rung's decision depends on the points in the storage alone, so it can be made
-again.
+them the study still says where to go on. A rung's decision depends on the points in the storage alone, so it can be
+made again.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def run(config: dict[str, Any]) -> None:
                     checkpoint=folder if progress.checkpoint else None,
                     pictures=saved_pictures if progress.evaluated and progress.checkpoint else [],
                     device=device if progress.evaluated else "",
-                    sizes=getattr(progress, "sizes", {}) if progress.evaluated else {},
+                    sizes=progress.sizes if progress.evaluated else {},
                     ended="stopped" if progress.stopped else "",
                 )
     except Diverged as error:
