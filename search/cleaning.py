@@ -48,7 +48,7 @@ class Found:
 
 
 def find(storage: BaseStorage, name: str | None) -> Found:
-    """What lies in a study's folder and no trial of it needs (see `search.retention`), and what Ray left there.
+    """What lies in a study's folder and no trial of it needs, see `search.retention`.
 
     Args:
         storage: where the study is.

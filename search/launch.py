@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -5,7 +5,6 @@ again. Paths below a root are POSIX and never leave it:
 
     ROOT/STUDY/.vqsearch                      whose files these are
     ROOT/STUDY/trials/00007/step-00003333/    {model.safetensors, state.json, reconstructions.png, ...}
-    ROOT/STUDY/ray/                           what Ray writes down of its runs; nothing reads it
 """
 
 from __future__ import annotations

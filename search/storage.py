@@ -122,7 +122,7 @@ def _sqlite(address: sqlalchemy.URL, shown: str, create: bool) -> BaseStorage:
     arguments = {"connect_args": {} if "timeout" in address.query else {"timeout": 30}}
     with _told(shown):
         if create:
-            return _tuned(_made(address, arguments))
+            return _watched(_tuned(_made(address, arguments)), path.absolute())
         try:
             return _tuned(_made(address, arguments), reads=True)
         except sqlalchemy.exc.OperationalError:
@@ -188,6 +188,21 @@ def _made(address: sqlalchemy.URL, arguments: dict[str, Any], tries: int = 5) ->
                 raise
             time.sleep(0.2)
     raise AssertionError("unreachable")
+
+
+def _watched(storage: RDBStorage, path: Path) -> RDBStorage:
+    """An open file takes writes though its folder was renamed or removed, where nobody finds them: look before each.
+
+    What is raised instead says that the storage is away, see `search.patience`.
+    """
+    opened = path.stat()
+
+    def same(_connection: Any, _record: Any, _proxy: Any) -> None:
+        if not os.path.samestat(path.stat(), opened):
+            raise OSError(f"{path} is another file than the one that was opened")
+
+    sqlalchemy.event.listen(storage.engine, "checkout", same)
+    return storage
 
 
 def _tuned(storage: RDBStorage, reads: bool = False) -> RDBStorage:

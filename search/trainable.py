@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from search import output
-from search.errors import UserError
+from search.errors import OutputError, UserError
 from search.searcher import Assignment
 from vqvae.config import TrainConfig, VqvaeError
 
@@ -48,8 +48,7 @@ def run(config: dict[str, Any]) -> None:
             for progress in train(settings, resume, stop):
                 folder = output.folder_of(assignment.study, assignment.number, progress.step)
                 if progress.checkpoint and folder != saved:
-                    output.require(assignment.root, assignment.study)
-                    output.save(assignment.root, folder, _writer(progress))
+                    _save(assignment, folder, progress)
                     saved, saved_pictures = folder, sorted(progress.pictures)
                 report(
                     step=progress.step,
@@ -134,6 +133,14 @@ def _start_from(assignment: Assignment) -> contextlib.AbstractContextManager[Pat
     if assignment.checkpoint is None:
         return contextlib.nullcontext()
     return output.fetched(assignment.root, assignment.checkpoint)
+
+
+def _save(assignment: Assignment, folder: str, progress: Any) -> None:
+    output.require(assignment.root, assignment.study)
+    try:
+        output.save(assignment.root, folder, _writer(progress))
+    except OSError as error:
+        raise OutputError(f"{assignment.root}: the output root can't be written: {error}") from None
 
 
 def _writer(progress: Any) -> Callable[[Path], None]:

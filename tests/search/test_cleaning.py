@@ -222,15 +222,15 @@ def test_clean_lists_and_then_removes_what_no_trial_needs(place):
     assert run("clean", "--storage", place.url, "--dry-run") == (
         "     16 B  tiny/trials/00001/step-00000001: no trial goes on from it\n"
         "     16 B  tiny/trials/00002/step-00000002.part-0a1b2c3d: cut off in writing\n"
-        f"tiny: 48 B in 9 files would go from {place.root}\n"
+        f"tiny: 32 B in 6 files would go from {place.root}\n"
     )
     assert output.files(place.root, "tiny") == everything
     assert run("clean", "--storage", place.url, code=2) == (
-        f"vqsearch: Remove 48 B in 9 files from {place.root}? Expected --yes, since nobody can be asked here"
+        f"vqsearch: Remove 32 B in 6 files from {place.root}? Expected --yes, since nobody can be asked here"
     )
     assert output.files(place.root, "tiny") == everything
     printed = run("clean", "--storage", place.url, "--yes")
-    assert printed.endswith(f"tiny: 48 B in 9 files removed from {place.root}\n")
+    assert printed.endswith(f"tiny: 32 B in 6 files removed from {place.root}\n")
     left = [entry for entry in output.files(place.root, "tiny") if not entry.path.startswith("tiny/notes/")]
     assert left == before
     assert len(output.files(place.root, "tiny/notes")) == 3

@@ -1,0 +1,157 @@
+"""What a search stands on goes away under it: the disk of its output root, the root itself, the database's folder.
+
+Disks are small ones of our own, mounted in a namespace that nobody else sees and that is gone with its last process.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from search.errors import StorageError
+from search.lease import is_lease
+from search.storage import open_storage
+
+VQSEARCH = [sys.executable, "-m", "search"]
+STEPS = ["--set", "budget.steps=180", "--set", "train.optimizer.warmup_steps=2"]
+"""Rungs at 20 and 60."""
+
+
+def trials(folder):
+    """Those of the study in a folder; none where it is not there yet."""
+    try:
+        return optuna.load_study(
+            study_name="tiny", storage=open_storage(f"sqlite:///{folder}/vqsearch.db", create=False)
+        ).trials
+    except (KeyError, StorageError):
+        return []
+
+
+def launched(folder, *flags, within=()):
+    """A launch, once it has saved a checkpoint of its first rung and others are to come."""
+    command = [*within, *VQSEARCH, "launch", "tiny.yaml", *STEPS, *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, **pipes)
+    deadline = time.monotonic() + 120
+    while not any(trial.intermediate_values for trial in trials(folder)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+    return process
+
+
+def refusal(process):
+    """The one line with which a launch ended that the user can mend."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, out + err
+    (line,) = err.splitlines()
+    return line
+
+
+def resumed(folder, *flags, within=(), count=3):
+    """Check that nothing runs, and that a resume reaches the exact budget."""
+    left = trials(folder)
+    assert any(trial.state == TrialState.WAITING for trial in left)
+    assert not any(trial.state == TrialState.RUNNING for trial in left)
+    command = [*within, *VQSEARCH, "resume", *flags]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = trials(folder)
+    assert len(found) == count
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in found)
+    for trial in found:
+        assert list(trial.intermediate_values) == [20, 60, 180][: len(trial.intermediate_values)]
+    for before, after in zip(left, found, strict=False):
+        assert before.params.items() <= after.params.items()
+        assert before.intermediate_values.items() <= after.intermediate_values.items()
+    assert not [name for name in optuna.get_all_study_names(f"sqlite:///{folder}/vqsearch.db") if is_lease(name)]
+    return ran.stdout
+
+
+@pytest.fixture
+def disk(tiny_file):
+    """A disk of 16 MB at the output root `out`: `within` is how a command is run that sees it, `run` runs one."""
+    folder = tiny_file.parent
+    (folder / "out").mkdir()
+    mount = "mount -t tmpfs -o size=16m tmpfs out && echo mounted && exec sleep 600"
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+        pytest.skip("no unshare or nsenter here, which mount a disk for this test alone")
+    holder = subprocess.Popen(
+        ["unshare", "--mount", *user, "sh", "-c", mount],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        if holder.stdout.readline() != "mounted\n":
+            pytest.skip(f"no disk can be mounted here: {holder.stderr.readline().strip()}")
+        namespaces = ["--mount", *(["--user", "--preserve-credentials"] if user else [])]
+        within = ["nsenter", f"--target={holder.pid}", *namespaces, "--wd"]
+        yield SimpleNamespace(
+            folder=folder,
+            within=within,
+            run=lambda *words: subprocess.run([*within, *words], capture_output=True, text=True, check=False),
+        )
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_the_search_with_a_line_and_it_goes_on_once_there_is_room(disk):
+    process = launched(disk.folder, "--trials", "3", "--output", "out", within=disk.within)
+    filled = disk.run("dd", "if=/dev/zero", "of=out/filler", "bs=4k")
+    assert "No space left on device" in filled.stderr
+    assert re.fullmatch(
+        rf"vqsearch: trial \d can't run: {disk.folder}/out.*No space left on device.*; once that is mended, "
+        "vqsearch resume --study tiny goes on",
+        refusal(process),
+    )
+    disk.run("rm", "out/filler")
+    assert "goes on at step 20: " in resumed(disk.folder, within=disk.within)
+
+
+@pytest.mark.slow
+def test_a_disk_that_turns_read_only_ends_the_search_with_a_line_and_it_goes_on_once_it_can_be_written(disk):
+    process = launched(disk.folder, "--trials", "3", "--output", "out", within=disk.within)
+    assert disk.run("mount", "-o", "remount,ro", "out").returncode == 0
+    assert re.fullmatch(
+        rf"vqsearch: trial \d can't run: {disk.folder}/out: the output root can't be written: .*Read-only file system"
+        ".*; once that is mended, vqsearch resume --study tiny goes on",
+        refusal(process),
+    )
+    refused = subprocess.run(
+        [*disk.within, *VQSEARCH, "resume"], cwd=disk.folder, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        f"vqsearch: {disk.folder}/out: the output root can't be written: .*Read-only file system\n", refused.stderr
+    )
+    assert disk.run("mount", "-o", "remount,rw", "out").returncode == 0
+    assert "goes on at step 20: " in resumed(disk.folder, within=disk.within)
+
+
+@pytest.mark.slow
+def test_an_output_root_that_vanishes_is_not_made_anew_and_the_search_goes_on_once_it_is_back(tiny_file):
+    folder = tiny_file.parent
+    process = launched(folder, "--trials", "3", "--output", "out")
+    (folder / "out").rename(folder / "away")
+    assert re.fullmatch(
+        rf"vqsearch: trial \d can't run: {folder}/out: the folder tiny, where the study has its files, is not there "
+        "any more; expected it back; once that is mended, vqsearch resume --study tiny goes on",
+        refusal(process),
+    )
+    assert not (folder / "out").exists()
+    refused = subprocess.run([*VQSEARCH, "resume"], cwd=folder, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"vqsearch: {folder}/out: the output root of the study is not there; --output says where it has moved\n"
+    )
+    (folder / "away").rename(folder / "out")
+    assert "goes on at step 20: " in resumed(folder)
