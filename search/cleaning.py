@@ -136,11 +136,6 @@ def _find(storage: BaseStorage, name: str) -> Found:
     _require_own(study, root)
     with _told(root):
         found = retention.rubbish(root, name, trials, study.direction, space.keep.best)
-        entries = output.files(root, f"{name}/ray")
-    if entries:
-        found.append(
-            Rubbish(folder=f"{name}/ray", why="Ray's records of runs that are over", files=tuple(entries), whole=True)
-        )
     return Found(study=name, root=root, trials=len(trials), rubbish=found)
 
 

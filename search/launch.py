@@ -278,21 +278,20 @@ def _fit(opened: OpenStudy, search: StudySearcher) -> None:
     from search import pruning, trainable
 
     need = opened.space.resources
-    system, base = output.filesystem(opened.output)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable.run, {"cpu": need.cpus, "gpu": need.gpus}),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=pruning.StudyScheduler(opened),
-            num_samples=-1,
-            max_concurrent_trials=opened.space.budget.trials + 1,  # one more: Ray goes on asking, and we steering
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="ray", storage_path=f"{base}/{opened.study.study_name}", storage_filesystem=system, verbose=0
-        ),
-    )
-    tuner.fit()
+    # What Ray writes down of a run nobody reads. Below the output root it would make anew one that has vanished.
+    with tempfile.TemporaryDirectory(prefix="vqsearch-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable.run, {"cpu": need.cpus, "gpu": need.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=pruning.StudyScheduler(opened),
+                num_samples=-1,
+                max_concurrent_trials=opened.space.budget.trials + 1,  # one more: Ray goes on asking, and we steering
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(name="ray", storage_path=scratch, verbose=0),
+        )
+        tuner.fit()
 
 
 def _ours(error: BaseException | None) -> VqsearchError | None:

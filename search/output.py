@@ -296,6 +296,22 @@ def owner(root: str, study: str) -> str:
         return ""
 
 
+def require(root: str, study: str) -> None:
+    """Make sure that a root still is the one where a study has its files.
+
+    One that was renamed, or whose disk was unmounted, would be made anew by the next write, and half of the checkpoints
+    would lie there.
+
+    Raises:
+        OutputError: the study's folder is not there.
+        OSError: the root can't be read.
+    """
+    if not owner(root, study):
+        raise OutputError(
+            f"{root}: the folder {study}, where the study has its files, is not there any more; expected it back"
+        )
+
+
 def filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """The file system of a root and the root's path in it.
 

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search import attachments, records
+from search import records
 from search.errors import SearchError, UserError
 from search.space import Space, violations
 from search.study import Flight, OpenStudy, Outcome
@@ -103,7 +103,10 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
         SearchError: the trainer skipped a rung, so that trials could not be compared.
     """
     if report["ended"] == "unusable":
-        raise UserError(f"trial {flight.trial.number} can't run: {report['reason']}")
+        raise UserError(
+            f"trial {flight.trial.number} can't run: {report['reason']}; once that is mended, vqsearch resume --study "
+            f"{opened.study.study_name} goes on"
+        )
     if report["ended"] not in ("", "stopped"):
         return _ended(report["ended"], report["reason"])
     trial, step = flight.trial, int(report["step"])
@@ -147,12 +150,10 @@ def _write_what_lies_there(
         records.set_sizes(opened.study, dict(report["sizes"]))
 
 
-    attachments.attach(opened.study, trial, here)
 def _ended(how: str, reason: str) -> Outcome:
     if how == "diverged":
         # Without the constraint TPE takes a trial that diverged late for a good one: it got far.
         return Outcome(state=TrialState.PRUNED, reason=reason, constraints={"diverged": 1.0})
-        attachments.note_study(opened.study, opened.space)
     if how == "out of memory":
         return Outcome(state=TrialState.PRUNED, reason=reason, constraints={"memory": 1.0})
     return Outcome(state=TrialState.FAIL, reason=reason)
