@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search import records
+from search import attachments, records
 from search.errors import SearchError, UserError
 from search.space import Space, violations
 from search.study import Flight, OpenStudy, Outcome
@@ -144,10 +144,12 @@ def _write_what_lies_there(
     here = [records.Picture(step=step, name=name, folder=folder) for name in report["pictures"]]
     if any(picture not in before for picture in here):
         records.set_pictures(trial, [picture for picture in before if picture.step != step] + here)
+    attachments.attach(opened.study, trial, here)
     if report["device"] not in ("", records.device(known)):
         records.set_device(trial, report["device"])
     if report["sizes"] and not records.sizes(opened.study):
         records.set_sizes(opened.study, dict(report["sizes"]))
+        attachments.note_study(opened.study, opened.space)
 
 
 def _ended(how: str, reason: str) -> Outcome:

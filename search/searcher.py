@@ -16,7 +16,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search import parameters, records
+from search import attachments, parameters, records
 from search.parameters import settings
 from search.space import violations
 from search.study import Flight, OpenStudy, Outcome
@@ -179,6 +179,7 @@ class StudySearcher(Searcher):
         flight.step = checkpoint.step if checkpoint else 0
         verb = f"goes on at step {flight.step}" if checkpoint else "starts"
         opened.notify(f"trial {frozen.number} {verb}: {settings(flight.labels)}")
+        attachments.note_trial(opened.study, opened.space, flight.trial)
         config = opened.space.config(flight.labels)
         if not opened.space.resources.gpus and config.device == "auto":
             # A trial that asked for no GPU must not take one that Ray believes to be free.
@@ -195,7 +196,7 @@ class StudySearcher(Searcher):
 
 
 def tell(opened: OpenStudy, flight: Flight, outcome: Outcome) -> None:
-    """Write how a trial ended: time and reason first, the state last."""
+    """Write how a trial ended: time, reason and note first, the state last."""
     trial, number = flight.trial, flight.trial.number
     opened.spend()
     records.set_seconds(trial, flight.before + time.monotonic() - flight.started)
@@ -210,6 +211,7 @@ def tell(opened: OpenStudy, flight: Flight, outcome: Outcome) -> None:
     records.set_metrics(trial, flight.metrics)
     if outcome.reason:
         records.set_reason(trial, outcome.reason)
+    attachments.note_trial(opened.study, opened.space, trial, outcome.state)
     metric = opened.space.objective.metric
     if outcome.state == TrialState.COMPLETE:
         opened.study.tell(trial, flight.metrics[metric])

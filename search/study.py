@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search import output, records, sampling, space
+from search import attachments, output, records, sampling, space
 from search.errors import OutputError, StudyError, VqsearchError
 from search.lease import Lease, is_lease
 from search.lengthening import lengthen
@@ -356,6 +356,7 @@ def _enter(study: optuna.Study, stored: Space, root: str, lease: Lease) -> OpenS
             f"{root}: the folder {study.study_name} holds files of another study of this name, so that nothing is "
             "cleaned up there; --output gives this one a root of its own"
         )
+    attachments.note_study(study, stored)
     for baseline in stored.baselines:
         study.enqueue_trial(dict(baseline), skip_if_exists=True)
     # A killed driver's trials go on from their checkpoints; one that only lacked its state comes to the same end again.

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import optuna
+import optuna_dashboard
 import pytest
+from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from search import lease as leases
@@ -97,8 +99,14 @@ def history(place):
 def lying_there(place):
     study = optuna.load_study(study_name="tiny", storage=storage.open_storage(place.url))
     return records.sizes(study), [
-        ([(p.step, p.name) for p in records.pictures(t)], records.device(t), sorted(t.intermediate_values))
-        for t in study.trials
+        SimpleNamespace(
+            pictures=[(picture.step, picture.name) for picture in records.pictures(trial)],
+            artifacts=len(get_all_artifact_meta(trial, storage=study._storage)),
+            device=records.device(trial),
+            steps=sorted(trial.intermediate_values),
+            note=optuna_dashboard.get_note(optuna.Trial(study, trial._trial_id)),
+        )
+        for trial in study.trials
     ]
 
 
@@ -129,7 +137,11 @@ def raising(error):
     return fail
 
 
-def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history(place, tmp_path, monkeypatch):
+def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history(
+    place, tmp_path, monkeypatch, tiny_file
+):
+    monkeypatch.setattr("os.fsync", lambda _file: None)  # thousands of writes, and the power is not what is cut
+    place.space = space.load(tiny_file, ["budget.trials=5", "parallel=1"])
     drive(opened(place))
     whole = history(place)
     assert {state for _, state, *_ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
@@ -149,11 +161,13 @@ def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history
         assert history(place) == whole, f"killed before write {writes}"
         sizes, there = lying_there(place)
         assert sizes == {"train": 90, "validation": 10}
-        for pictures, device, steps in there:
-            assert device == "H200"
-            assert pictures == [(step, name) for step in steps for name in ("reconstructions", "worst")]
+        for trial in there:
+            assert trial.device == "H200"
+            assert trial.pictures == [(step, name) for step in trial.steps for name in ("reconstructions", "worst")]
+            assert trial.artifacts == len(trial.pictures)
+            assert trial.note.startswith(("**Complete at step 18**", "**Pruned at step "))
         writes += 1
-    assert writes > 50
+    assert writes > 100
 
 
 def test_a_search_gives_the_same_history_on_every_storage(place, storage_url):
