@@ -352,10 +352,9 @@ def _metrics(trial: FrozenTrial, space: Space) -> dict[str, float]:
     if trial.params:
         try:
             config = space.config(trial.params)
+            return found | {"tokens": float(config.tokens), "bits_per_image": bits_per_image(config)}
         except ConfigError:
             return found
-        found["tokens"] = float(config.tokens)
-        found["bits_per_image"] = bits_per_image(config)
     return found
 
 

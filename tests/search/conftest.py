@@ -152,7 +152,7 @@ def ended(tmp_path):
 def _ended_trial(loaded, number, name, root, attributes):
     last = {10: 40, 11: 40, 12: 120, 13: 120, 14: 40, 15: 0}.get(number, 360)
     state = TrialState.FAIL if number == 14 else TrialState.COMPLETE if last == 360 else TrialState.PRUNED
-    curve = {step: 18 + number / 4 + step / 200 for step in (40, 120, 360) if step <= last}
+    curve = {step: 18 + number / 4 - 4 * (number > 9) + step / 200 for step in (40, 120, 360) if step <= last}
     labels = {
         p.name: p.labels[number % len(p.labels)] if p.labels else p.low * (1 + number % 4) for p in loaded.parameters
     }
@@ -197,9 +197,10 @@ def _ended_trial(loaded, number, name, root, attributes):
 
 
 def _picture(root, name, number, step, kind):
-    """A sheet of 16 pictures over 16 others, on disk."""
+    """A sheet as `vqvae.pictures.sheet` makes it: 16 pictures of 64 pixels in two rows, here of one color each."""
     folder = output.folder_of(name, number, step)
     (root / folder).mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 255, (2 * 16, 16 * 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(root / folder / f"{kind}.png")
+    colors = np.random.default_rng(step + number).integers(0, 255, (4, 8, 3), dtype=np.uint8)
+    colors[::2] = np.random.default_rng(0).integers(0, 255, (2, 8, 3))  # the originals are the same in all
+    Image.fromarray(colors.repeat(64, axis=0).repeat(64, axis=1)).save(root / folder / f"{kind}.png")
     return {"step": step, "name": kind, "folder": folder}
