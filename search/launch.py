@@ -258,9 +258,14 @@ def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> int:
     steering = Steering(opened, control)
     measured = measure()
     try:
-        with view.watching(opened, capacity), _signals(opened, steering.drain, view) as caught:
+        with view.watching(opened), _signals(opened, steering.drain, view) as caught:
+
+            def steer() -> None:
+                _take_back_sigusr1()
+                steering()
+
             while True:
-                asked = searcher.StudySearcher(opened, capacity, measured, control.name, steering)
+                asked = searcher.StudySearcher(opened, capacity, measured, control.name, steer)
                 _fit(opened, asked)
                 # A pause ends Ray's run, so that its workers give their GPUs back; the driver and its lease stay.
                 if opened.failure is not None or not asked.paused or not steering.wait():
@@ -298,6 +303,12 @@ def _ours(error: BaseException | None) -> VqsearchError | None:
     while error is not None and not isinstance(error, VqsearchError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _take_back_sigusr1() -> None:
+    """Ray takes this signal for itself at the start of every run, and would end it without a checkpoint."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, signal.getsignal(signal.SIGTERM))
 
 
 @contextlib.contextmanager

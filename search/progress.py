@@ -10,20 +10,22 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from search import units
 from search.errors import VqsearchError
 from search.parameters import settings
+from search.screen import Column, Screen, bar, quietly, sparkline, stamped, table, wrapped
 from search.space import Space
-from search.standing import STATES, Standing, is_metric, number, shown, standing
+from search.standing import News, Running, Standing, budget, is_metric, left, number, refused, shown, standing, states
 from search.study import OpenStudy
 from search.units import duration
 from vqvae.config import COSTS, DataConfig
@@ -31,7 +33,19 @@ from vqvae.config import COSTS, DataConfig
 if TYPE_CHECKING:
     from vqvae.data import Decoding, Splits
 
+READ_EVERY_S = 2.0
+"""Wall seconds between two looks at the storage."""
+
 PLAIN_EVERY_S = 30.0
+"""Wall seconds between two lines where there is no terminal, if anything changed."""
+
+PLAIN_AGAIN_S = 600.0
+"""Wall seconds after which there is a line though nothing changed."""
+
+ROWS_BESIDE = 9
+"""Rows of the terminal that are kept for what is not a running trial."""
+
+MEMORY = "peak_memory_gib"
 
 NAMED = 10
 """Pictures left out that are told one by one."""
@@ -70,121 +84,167 @@ class View:
 
     Args:
         console: where it is shown.
-        quiet: messages only at the end.
+        quiet: nothing, until the outcome is printed by others.
     """
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console = console
         self._quiet = quiet
-        self._opened: OpenStudy | None = None
-        self._capacity: Callable[[], int] = lambda: 0
+        self._screen: Screen | None = None
         self._standing: Standing | None = None
         self._read = -math.inf
-        self._started = time.monotonic()
         self._over = threading.Event()
 
     def message(self, line: str) -> None:
         """A line above the live view, or a plain line with its time."""
         if self._quiet:
             return
-        with contextlib.suppress(OSError):  # The terminal may be gone; the search goes on.
-            self._print(line)
-
-    def _print(self, line: str) -> None:
-        stamp = datetime.now().strftime("%H:%M:%S")
-        self.console.print(Text(stamp, style="dim"), Text(line), soft_wrap=True)
+        text = stamped(self.console, datetime.now().strftime("%H:%M:%S"), line)
+        with quietly():  # The terminal may be gone; the search goes on.
+            (self._screen or self.console).print(text, soft_wrap=True)
 
     @contextlib.contextmanager
-    def watching(self, opened: OpenStudy, capacity: Callable[[], int]) -> Iterator[None]:
+    def watching(self, opened: OpenStudy) -> Iterator[None]:
         """Show a search for as long as the context lasts."""
-        self._opened, self._capacity = opened, capacity
         opened.notify = self.message
         if self._quiet:
             yield
         elif self.console.is_terminal:
-            with Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True):
+            with Screen(self.console, lambda: self.picture(opened)) as self._screen:
                 yield
+            self._screen = None
         else:
-            thread = threading.Thread(target=self._plain, name="view", daemon=True)
+            thread = threading.Thread(target=self._plain, args=(opened,), name="view", daemon=True)
             thread.start()
             try:
                 yield
             finally:
                 self._over.set()
-                thread.join()
+                thread.join(2.0)  # It may wait for a storage.
 
-    def render(self) -> RenderableType:
-        """The live view: one line for the search, one for each running trial, one for the best."""
-        opened = self._opened
-        if opened is None:
-            return Text("")
-        now = self._now(opened)
-        return Group(self._bar(now), self._running(opened), self._best(opened, now))
+    def picture(self, opened: OpenStudy) -> RenderableType:
+        """The live view: the budget, the running trials, and the best one."""
+        return Picture(self._now(opened), opened.space, _note(opened))
 
-    def _plain(self) -> None:
+    def _plain(self, opened: OpenStudy) -> None:
+        told, when = "", -math.inf
         while not self._over.wait(PLAIN_EVERY_S):
-            if self._opened is not None:
-                now = self._now(self._opened)
-                words = (f"{now.done} of {now.total} trials", self._states(now), self._left(now))
-                self.message(", ".join(filter(None, words)))
+            with contextlib.suppress(Exception):  # As `Screen` does: no line about a search may end it.
+                now = self._now(opened)
+                state = f"{budget(now)}, {states(now)}"
+                if state != told or time.monotonic() - when > PLAIN_AGAIN_S:
+                    told, when = state, time.monotonic()
+                    self.message(", ".join(filter(None, (state, _note(opened) or left(now)))))
 
     def _now(self, opened: OpenStudy) -> Standing:
-        if self._standing is None or time.monotonic() - self._read > 2.0:
-            running = [time.monotonic() - f.started + f.before for f in list(opened.flights.values())]
-            try:
-                self._standing = standing(opened.study, opened.space, running)
-            except VqsearchError:  # The storage is away, which the driver tells and waits for.
-                self._standing = self._standing or Standing(
-                    counts={}, invalid=0, total=opened.space.budget.trials, best=None, trained_s=0.0, left_s=None
-                )
-            self._read = time.monotonic()
-        return self._standing
-
-    def _bar(self, now: Standing) -> RenderableType:
-        width = max(min(self.console.width - 60, 40), 10)
-        filled = round(width * min(now.done / now.total, 1.0))
-        bar = Text("━" * filled, style="green") + Text("━" * (width - filled), style="dim")
-        return Text.assemble(
-            bar, f" {now.done}/{now.total} trials  ", (self._states(now), "dim"), "  ", self._left(now)
-        )
-
-    def _states(self, now: Standing) -> str:
-        words = [f"{now.counts[s]} {STATES[s]}" for s in ("COMPLETE", "PRUNED", "FAIL") if now.counts.get(s)]
-        return ", ".join(words) or "none finished"
-
-    def _left(self, now: Standing) -> str:
-        if self._opened is not None and self._opened.draining:
-            return "stopping"
-        if self._opened is not None and self._opened.paused is not None:
-            return "paused; vqsearch resume goes on"
-        return "" if now.left_s is None else f"about {duration(now.left_s)} left"
-
-    def _running(self, opened: OpenStudy) -> RenderableType:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        metric = opened.space.objective.metric
-        for heading, least in (("trial", 5), ("step", 11), (metric, len(metric)), ("images/s", 8)):
-            table.add_column(heading, justify="right", no_wrap=True, min_width=least)
-        wide = self.console.width >= 70
-        if wide:
-            table.add_column("settings", no_wrap=True, overflow="ellipsis")
-        for flight in list(opened.flights.values()):
-            rate = flight.metrics.get("images_per_s")
-            table.add_row(
-                str(flight.trial.number),
-                f"{flight.step}/{opened.space.budget.steps}",
-                number(flight.metrics.get(metric)),
-                "starting" if rate is None else f"{rate:.0f}",
-                *([settings(flight.labels)] if wide else []),
+        """Where the search stands: steps as of now, the rest as the storage said within the last two seconds."""
+        flights = list(opened.flights.values())
+        news = {
+            flight.trial.number: News(
+                step=flight.step, metrics=flight.metrics, spent_s=time.monotonic() - flight.started + flight.before
             )
-        return table
+            for flight in flights
+        }
+        if self._standing is None or time.monotonic() - self._read > READ_EVERY_S:
+            with contextlib.suppress(VqsearchError):  # The storage is away, which the driver tells and waits for.
+                self._standing = standing(opened.study, opened.space, news, opened.hours())
+            self._read = time.monotonic()
+        return (self._standing or Standing(counts={}, total=opened.space.budget.trials)).with_news(news)
 
-    def _best(self, opened: OpenStudy, now: Standing) -> RenderableType:
-        if now.best is None:
-            return Text("")
-        value = f"{opened.space.objective.metric} {now.best.value:.5g}"
-        return Text.assemble(
-            ("best ", "bold"), f"trial {now.best.number}: {value}  ", (settings(now.best.params), "dim")
-        )
+
+def _note(opened: OpenStudy) -> str:
+    """What keeps a search from starting trials."""
+    if opened.draining:
+        return "stopping: running trials save a checkpoint"
+    return "paused; vqsearch resume goes on" if opened.paused is not None else ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a study stands, drawn into a terminal of any width and height.
+
+    Args:
+        now: where it stands.
+        space: what is searched.
+        note: stands in place of the time left.
+        limited: leave out running trials that the terminal has no rows for.
+    """
+
+    now: Standing
+    space: Space
+    note: str = ""
+    limited: bool = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._budget(options)
+        yield Text(", ".join(filter(None, (states(self.now), refused(self.now)))) or "no trial yet", style="dim")
+        if self.now.running:
+            yield from self._running(options)
+        if self.now.best is not None:
+            yield from self._best(options)
+
+    def _budget(self, options: ConsoleOptions) -> Text:
+        words = "  ".join(filter(None, (budget(self.now), self.note or left(self.now))))
+        width = min(options.max_width - len(words) - 2, 30)
+        if width < 5:
+            return Text(words)
+        return Text.assemble(bar(self.now.share, width, options.ascii_only), "  ", words)
+
+    def _running(self, options: ConsoleOptions) -> Iterator[Text]:
+        plain, steps, running = options.ascii_only, self.space.budget.steps, list(self.now.running)
+        if self.limited:
+            running = running[: max(options.size.height - ROWS_BESIDE, 1)]
+        metric = self.space.objective.metric
+        columns = [
+            Column("trial", [str(each.number) for each in running], rank=0),
+            Column("backbone", [each.backbone for each in running], rank=5, left=True),
+            Column("", [bar(each.step / steps, 8, plain) for each in running], rank=6),
+            Column("step", [f"{each.step}/{steps}" for each in running], rank=1),
+            Column(_heading(metric), [_value(metric, each) for each in running], rank=2),
+            Column("images/s", [_rate(each) for each in running], rank=3),
+        ]
+        if any(each.memory_gib is not None for each in running):
+            columns.append(Column("GPU GiB", [units.figure(MEMORY, each.memory_gib) for each in running], rank=4))
+        if any(each.heard is not None for each in running):
+            columns.append(Column("heard of", [_age(each) for each in running], rank=2, left=True))
+        others = [settings({k: v for k, v in each.labels.items() if k != "model.backbone"}) for each in running]
+        yield from table(columns, Column("settings", others, rank=9, left=True), options.max_width, plain)
+        if len(self.now.running) > len(running):
+            yield Text(f"and {len(self.now.running) - len(running)} more", style="dim")
+
+    def _best(self, options: ConsoleOptions) -> Iterator[Text]:
+        best, metric = self.now.best, self.space.objective.metric
+        assert best is not None
+        sign = -1 if self.space.objective.direction == "minimize" else 1
+        words = f"trial {best.number}: {units.label(metric)} {units.text(metric, best.value)}"
+        line = Text.assemble(("best ", "bold"), words)
+        width = min(options.max_width - line.cell_len - 2, 30)
+        history = self.now.history
+        if width >= 8 and len(history) > 1:
+            line.append(f"  {sparkline([sign * value for value in history], width, options.ascii_only)}", "cyan")
+            came = f"  from {units.figure(metric, history[0])}"
+            if history[0] != history[-1] and line.cell_len + len(came) <= options.max_width:
+                line.append(came, "dim")
+        yield line
+        yield from (Text("     ", "dim").append(part) for part in wrapped(settings(best.params), options.max_width - 5))
+
+
+def _heading(metric: str) -> str:
+    return " ".join(filter(None, (units.label(metric), units.unit(metric))))
+
+
+def _value(metric: str, trial: Running) -> str:
+    return "-" if trial.value_at is None else f"{units.figure(metric, trial.value)} at {trial.value_at}"
+
+
+def _rate(trial: Running) -> str:
+    if trial.images_per_s is None:
+        return "starting" if trial.heard is None else "-"
+    return units.figure("images_per_s", trial.images_per_s)
+
+
+def _age(trial: Running) -> str:
+    return "" if trial.heard is None else f"{duration(max(time.time() - trial.heard, 0.0))} ago"
 
 
 def best_table(trials: list[FrozenTrial], space: Space, width: int = 80) -> list[Table]:

@@ -8,6 +8,7 @@ made again.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,7 +117,9 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
         held_out = {name: value for name, value in flight.metrics.items() if not name.startswith("train/")}
         known = opened.frozen(trial)
         before = records.checkpoint(known)
-        record = records.CheckpointRecord(step=step, folder=report["checkpoint"], metrics=held_out)
+        record = records.CheckpointRecord(
+            step=step, folder=report["checkpoint"], metrics=held_out, time=round(time.time(), 2)
+        )
         records.set_checkpoint(trial, record)
         _write_what_lies_there(opened, trial, known, record, report)
         if before is not None and before.folder != record.folder:

@@ -54,11 +54,13 @@ class CheckpointRecord:
         step: optimizer steps done.
         folder: relative to the output root.
         metrics: as last measured.
+        time: seconds since the epoch at which the driver heard of it; 0 where it did not write that down.
     """
 
     step: int
     folder: str
     metrics: Mapping[str, float]
+    time: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +223,12 @@ def checkpoint(trial: FrozenTrial) -> CheckpointRecord | None:
     record = trial.user_attrs.get(CHECKPOINT)
     if record is None:
         return None
-    return CheckpointRecord(step=int(record["step"]), folder=str(record["folder"]), metrics=dict(record["metrics"]))
+    return CheckpointRecord(
+        step=int(record["step"]),
+        folder=str(record["folder"]),
+        metrics=dict(record["metrics"]),
+        time=float(record.get("time", 0.0)),
+    )
 
 
 def set_checkpoint(trial: optuna.Trial, record: CheckpointRecord) -> None:

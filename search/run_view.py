@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
-from rich.live import Live
 from rich.text import Text
 
 from search.progress import PLAIN_EVERY_S, decoding
+from search.screen import Screen, bar, quietly, wrapped
 from search.units import duration
 from vqvae.config import COSTS, TrainConfig
 
@@ -34,6 +34,7 @@ class RunView:
         self.console = console
         self._config = config
         self._quiet = quiet
+        self._screen: Screen | None = None
         self._preparing = "reading the images and building the model"
         self._report: Progress | None = None
         self._rate = 0.0
@@ -45,14 +46,16 @@ class RunView:
         if self._quiet or not self.console.is_terminal:
             yield
             return
-        with Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True):
+        with Screen(self.console, self.render) as self._screen:
             yield
+        self._screen = None
 
     def say(self, line: str) -> None:
         """A line of its own."""
         if not self._quiet:
-            with contextlib.suppress(OSError):  # The terminal may be gone; the run goes on.
-                self.console.print(Text(line), soft_wrap=True)
+            shown = wrapped(line, self.console.width) if self.console.is_terminal else [Text(line)]
+            with quietly():  # The terminal may be gone; the run goes on.
+                (self._screen or self.console).print(Text("\n").join(shown), soft_wrap=True)
 
     def decoding(self, how_far: Decoding) -> None:
         """How far the pictures are, which are decoded once; a line every half minute where there is no terminal."""
@@ -80,14 +83,14 @@ class RunView:
         if report is None:
             return Text(self._preparing, style="dim")
         width = max(min(self.console.width - 70, 40), 10)
-        filled = width * report.step // steps
         words = [f"{report.step}/{steps} steps"]
         if self._rate:
             words += [f"{self._rate:.4g} images/s", self._left(report.step)]
         if "train/loss" in report.metrics:
             words.append(f"loss {report.metrics['train/loss']:.4g}")
-        bar = Text("━" * filled, style="green") + Text("━" * (width - filled), style="dim")
-        return Text.assemble(bar, " ", "  ".join(words), no_wrap=True, overflow="ellipsis")
+        plain = self.console.options.ascii_only
+        done = bar(report.step / steps, width, plain)
+        return Text.assemble(done, " ", "  ".join(words), no_wrap=True, overflow="crop" if plain else "ellipsis")
 
     def _left(self, step: int) -> str:
         seconds = (self._config.steps - step) * self._config.batch_size / self._rate

@@ -1,10 +1,13 @@
-"""A study at rest: where it stands, who leads, and how numbers are said to people."""
+"""Where a study stands, from its storage, with what its driver has in memory; and how that is said in a line."""
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -14,6 +17,7 @@ from search import records, retention
 from search.parameters import settings
 from search.space import Space
 from search.text import printable
+from search.units import duration
 from vqvae.config import COSTS
 
 STATES = {
@@ -25,6 +29,50 @@ STATES = {
 }
 """The states of trials, as people say them."""
 
+AT_A_RUNG = "at a rung"
+BEFORE_TRAINING = "before training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What a driver has in memory of a running trial.
+
+    Attributes:
+        step: optimizer steps done.
+        metrics: as last reported.
+        spent_s: wall seconds for which it has been trained.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    spent_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A trial that runs now.
+
+    Attributes:
+        number: in its study.
+        backbone: of its model.
+        labels: its parameters as stored.
+        step: optimizer steps done; as of the last checkpoint where nobody knows better.
+        value, value_at: the objective as last evaluated, and at which step; None before the first rung.
+        images_per_s: of training; None before it is known.
+        memory_gib: peak of the GPU memory; None on a CPU.
+        heard: seconds since the epoch at which the storage last heard of it; None where the driver knows better.
+    """
+
+    number: int
+    backbone: str
+    labels: Mapping[str, Any]
+    step: int
+    value: float | None
+    value_at: int | None
+    images_per_s: float | None
+    memory_gib: float | None
+    heard: float | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
@@ -32,54 +80,154 @@ class Standing:
 
     Attributes:
         counts: state -> number of trials, those refused before training aside.
+        causes: PRUNED or FAIL -> why, in a word or two -> number of trials.
         invalid: trials refused before training.
         total: trials of the budget.
+        hours, total_hours: wall hours of drivers, and those of the budget; None where it has none.
+        running: what runs now, by number.
         best: the best complete trial that keeps the limits.
+        history: value of the best so far, after each trial that finished since there is one.
         trained_s: wall seconds of training of all trials together.
-        left_s: estimated wall seconds until the budget is spent; None before anything finished.
+        left_s: estimated wall seconds until the budget is spent; None while nothing is known, or nothing runs.
+        at_most: the estimate is an upper bound, since nothing was pruned yet.
     """
 
-    counts: dict[str, int]
-    invalid: int
+    counts: Mapping[str, int]
+    causes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    invalid: int = 0
     total: int
-    best: FrozenTrial | None
-    trained_s: float
-    left_s: float | None
+    hours: float = 0.0
+    total_hours: float | None = None
+    running: Sequence[Running] = ()
+    best: FrozenTrial | None = None
+    history: Sequence[float] = ()
+    trained_s: float = 0.0
+    left_s: float | None = None
+    at_most: bool = False
 
     @property
     def done(self) -> int:
         """Trials that used up the budget."""
         return sum(self.counts.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
 
+    @property
+    def share(self) -> float:
+        """How much of the budget is used up, of trials or of hours, whichever ends it first; in [0, 1]."""
+        hours = self.hours / self.total_hours if self.total_hours else 0.0
+        return min(max(self.done / self.total, hours), 1.0)
 
-def standing(study: optuna.Study, space: Space, running: Sequence[float] = ()) -> Standing:
+    def with_news(self, news: Mapping[int, News]) -> Standing:
+        """The same with newer news of the running trials; those of which there is none run no more."""
+        known = [_told(each, news[each.number]) for each in self.running if each.number in news]
+        return replace(self, running=known)
+
+
+def standing(
+    study: optuna.Study, space: Space, news: Mapping[int, News] | None = None, hours: float | None = None
+) -> Standing:
     """Where a study stands, from its storage.
 
     Args:
         study: what is asked.
         space: its space.
-        running: seconds for which each running trial has been trained.
+        news: what its driver knows of the running trials, by number; None for someone who only looks.
+        hours: wall hours of drivers up to now; None for what the storage says.
     """
     trials = study.get_trials(deepcopy=False)
     own = [trial for trial in trials if records.copied(trial) is None]
     valid = [trial for trial in own if not records.is_invalid(trial)]
-    counts = Counter(trial.state.name for trial in valid)
     finished = [trial for trial in valid if trial.state.is_finished()]
-    trained = sum(records.seconds(trial) for trial in trials)
-    left = None
-    if finished:
-        rest = max(space.budget.trials - len(finished), 0)
-        each = sum(records.seconds(trial) for trial in finished) / len(finished)
-        left = max(rest * each - sum(min(spent, each) for spent in running), 0.0) / max(len(running), 1)
+    now = [t for t in valid if (t.state == TrialState.RUNNING if news is None else t.number in news)]
+    running = [_running(trial, space, (news or {}).get(trial.number)) for trial in now]
+    spent_s = [news[t.number].spent_s if news else _since(t) for t in now]
+    hours = records.hours(study) if hours is None else hours
     ranked = ranking(study)
+    causes: dict[str, Counter[str]] = {"PRUNED": Counter(), "FAIL": Counter()}
+    for trial in finished:
+        if trial.state != TrialState.COMPLETE:
+            causes[trial.state.name][cause(trial)] += 1
     return Standing(
-        counts=dict(counts),
+        counts=dict(Counter(trial.state.name for trial in valid)),
+        causes=causes,
         invalid=len(own) - len(valid),
         total=space.budget.trials,
+        hours=hours,
+        total_hours=space.budget.hours,
+        running=running,
         best=ranked[0] if ranked else None,
-        trained_s=trained,
-        left_s=left,
+        history=_history(finished, ranked),
+        trained_s=sum(records.seconds(trial) for trial in trials),
+        left_s=_left(finished, running, spent_s, space, hours),
+        at_most=not finished,
     )
+
+
+def _running(trial: FrozenTrial, space: Space, news: News | None) -> Running:
+    checkpoint = records.checkpoint(trial)
+    value_at = trial.last_step
+    metrics = checkpoint.metrics if checkpoint else {}
+    value = None if value_at is None else trial.intermediate_values[value_at]
+    heard = checkpoint.time if checkpoint and checkpoint.time else time.time() - _since(trial)
+    stored = Running(
+        number=trial.number,
+        backbone=str(trial.params.get("model.backbone", space.base.model.backbone)),
+        labels=trial.params,
+        step=max(value_at or 0, checkpoint.step if checkpoint else 0),
+        value=value,
+        value_at=value_at,
+        images_per_s=metrics.get("images_per_s"),
+        memory_gib=metrics.get("peak_memory_gib"),
+        heard=heard if news is None else None,
+    )
+    return stored if news is None else _told(stored, news)
+
+
+def _told(running: Running, news: News) -> Running:
+    return replace(
+        running,
+        step=news.step,
+        images_per_s=news.metrics.get("images_per_s", running.images_per_s),
+        memory_gib=news.metrics.get("peak_memory_gib", running.memory_gib),
+    )
+
+
+def _since(trial: FrozenTrial) -> float:
+    """Seconds since a trial began, by the clock of the machine that began it."""
+    return max(time.time() - trial.datetime_start.timestamp(), 0.0) if trial.datetime_start else 0.0
+
+
+def _history(finished: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> list[float]:
+    place = {trial.number: at for at, trial in enumerate(ranked)}
+    values = {trial.number: float(trial.value or 0.0) for trial in ranked}
+    best: int | None = None
+    history = []
+    for trial in sorted(finished, key=lambda t: t.datetime_complete.timestamp() if t.datetime_complete else 0.0):
+        if trial.number in place and (best is None or place[trial.number] < place[best]):
+            best = trial.number
+        if best is not None:
+            history.append(values[best])
+    return history
+
+
+def _left(
+    finished: Sequence[FrozenTrial], running: Sequence[Running], spent_s: Sequence[float], space: Space, hours: float
+) -> float | None:
+    """Wall seconds until the budget is spent, if as many trials run as now, each as long as those before."""
+    if not running:
+        return None
+    rest = max(space.budget.trials - len(finished), 0)
+    rates = [each.images_per_s for each in running if each.images_per_s]
+    left = math.inf
+    if finished:
+        each = sum(records.seconds(trial) for trial in finished) / len(finished)
+        left = (rest * each - sum(min(spent, each) for spent in spent_s)) / len(running)
+    elif len(rates) == len(running):  # none is pruned, as far as anyone knows
+        done = sum(each.step for each in running) * space.base.batch_size
+        images = rest * space.budget.steps * space.base.batch_size - done
+        left = images / sum(rates)
+    if space.budget.hours is not None:
+        left = min(left, (space.budget.hours - hours) * 3600)
+    return max(left, 0.0) if math.isfinite(left) else None
 
 
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
@@ -87,13 +235,63 @@ def ranking(study: optuna.Study) -> list[FrozenTrial]:
     return retention.ranked(study.get_trials(deepcopy=False), study.direction)
 
 
+def cause(trial: FrozenTrial) -> str:
+    """Why a trial was pruned or failed, in a word or two to group by."""
+    reason = records.reason(trial).strip()
+    if trial.state == TrialState.FAIL:
+        last = reason.rpartition("\n")[2]  # A traceback ends with its exception; whatever else fails says so in a line.
+        if re.fullmatch(r"lost its worker \d+ times", last):
+            return "lost its worker"
+        name = re.match(r"[\w.]+(?=:|$)", last)
+        return name[0].rpartition(".")[2] if name else "unknown"
+    if records.is_invalid(trial):
+        return BEFORE_TRAINING
+    broken = [name for name, value in trial.constraints.items() if value > 0]
+    if "diverged" in broken:
+        return "diverged"
+    if "memory" in broken:
+        return "out of memory"
+    if broken:
+        return f"outside {', '.join(sorted(broken))}"
+    return "by hand" if reason == records.BY_HAND else AT_A_RUNG
+
+
+def states(now: Standing, *names: str) -> str:
+    """How many trials are in which state, and why: 8 complete, 11 pruned (9 at a rung, 2 diverged)."""
+    words = []
+    for state in names or STATES:
+        if count := now.counts.get(state, 0):
+            why = Counter(now.causes.get(state, {})).most_common()
+            reasons = ", ".join(f"{number} {word}" if len(why) > 1 else word for word, number in why)
+            words.append(f"{count} {STATES[state]}{reasons and f' ({reasons})'}")
+    return printable(", ".join(words))
+
+
+def refused(now: Standing) -> str:
+    """How many trials broke a limit before any training; "" for none."""
+    trials = "trial" if now.invalid == 1 else "trials"
+    return f"{now.invalid} {trials} broke a limit before training" if now.invalid else ""
+
+
+def left(now: Standing) -> str:
+    """The time left in words; "" where nothing is known."""
+    if now.left_s is None:
+        return ""
+    return f"{'at most' if now.at_most else 'about'} {duration(now.left_s)} left"
+
+
+def budget(now: Standing) -> str:
+    """What of the budget is used up: 12 of 64 trials, 2 h 5 min of 8 h."""
+    hours = "" if now.total_hours is None else f", {duration(now.hours * 3600)} of {now.total_hours:g} h"
+    return f"{now.done} of {now.total} trials{hours}"
+
+
 def summary(study: optuna.Study, space: Space) -> list[str]:
     """What a study came to, in lines."""
     now = standing(study, space)
-    states = [f"{now.counts.get(s, 0)} {w}" for s, w in STATES.items() if now.counts.get(s, 0)]
-    lines = [f"{study.study_name}: {now.done} of {now.total} trials ({', '.join(states) or 'none yet'})"]
+    lines = [f"{study.study_name}: {budget(now)} ({states(now) or 'none yet'})"]
     if now.invalid:
-        lines.append(f"{now.invalid} {'trial' if now.invalid == 1 else 'trials'} broke a limit before training")
+        lines.append(refused(now))
     if now.best:
         lines.append(f"best: trial {now.best.number}, {space.objective.metric} {now.best.value:.5g}")
         lines.append(f"      {settings(now.best.params)}")

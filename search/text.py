@@ -30,6 +30,10 @@ class PlainConsole(Console):
         super().__init__(highlight=False, markup=False, emoji=False)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich's, with the text of every segment made printable."""
+        """As rich's, with the text of every segment made printable, and of letters that the terminal has."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+            yield segment if segment.control else Segment(self._known(printable(segment.text)), segment.style)
+
+    def _known(self, text: str) -> str:
+        encoding = self.encoding
+        return text if encoding.startswith("utf") else text.encode(encoding, "backslashreplace").decode(encoding)

@@ -27,7 +27,7 @@ from vqvae.model import count_parameters
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import sheet, to_images
 from vqvae.rfid import Rfid
-from vqvae.speed import costs, forget_peak_memory
+from vqvae.speed import costs, forget_peak_memory, peak_memory_gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,8 +71,8 @@ class Progress:
     """Optimizer steps done."""
     metrics: dict[str, float]
     """train/<term>: means since the last report, at evaluations since the last evaluation; images_per_s: of training
-    alone, since the last evaluation; at evaluations also val/<metric>, see `vqvae.metrics.evaluate`, and what the
-    model costs, see `vqvae.speed.costs`."""
+    alone, since the last evaluation; peak_memory_gib, on CUDA; at evaluations also val/<metric>, see
+    `vqvae.metrics.evaluate`, and what the model costs, see `vqvae.speed.costs`."""
     evaluated: bool = False
     """The held-out images were measured: at every rung and at the last step."""
     stopped: bool = False
@@ -286,7 +286,12 @@ class _Run:
 
     def _training(self, means: dict[str, float]) -> dict[str, float]:
         rate = self.meter.steps_per_s() * self.config.batch_size
-        return {f"train/{name}": value for name, value in means.items()} | ({"images_per_s": rate} if rate else {})
+        memory = peak_memory_gib(self.device)
+        return (
+            {f"train/{name}": value for name, value in means.items()}
+            | ({"images_per_s": rate} if rate else {})
+            | ({} if memory is None else {"peak_memory_gib": memory})
+        )
 
     def _sheets(self) -> dict[str, NDArray[np.uint8]]:
         measured = spread(len(self.held_out), self.config.evaluation.images)

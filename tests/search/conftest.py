@@ -92,11 +92,15 @@ def searched(tiny_file):
             trial.set_constraint("bits_per_image", 0.5)
         study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
     running = study.ask()
+    running.suggest_float("optimizer.lr", 2e-3, 2e-3)
+    running.report(17.25, 2)
     flight = Flight(
         trial=running, labels={"optimizer.lr": 2e-3}, started=time.monotonic(), before=0.0, step=6,
         metrics={"images_per_s": 312.4, "val/psnr": 17.25},
     )  # fmt: skip
-    return SimpleNamespace(study=study, space=loaded, flights={"a": flight}, draining=False, paused=None, notify=None)
+    return SimpleNamespace(
+        study=study, space=loaded, flights={"a": flight}, draining=False, paused=None, notify=None, hours=lambda: 1.5
+    )
 
 
 ENDED = """\

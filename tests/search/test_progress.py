@@ -3,52 +3,131 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 from rich.console import Console
 
 from search import progress, records, standing
+from search.errors import StorageError
 from search.progress import View
+from search.schema import Objective
+from search.text import PlainConsole
 from vqvae.config import DataConfig
 from vqvae.data import Images, Splits
 
 
-def shown(view):
+def shown(view, searched):
     with view.console.capture() as captured:
-        view.console.print(view.render())
+        view.console.print(view.picture(searched))
     return captured.get()
 
 
-def view_of(searched, width=120, **options):
-    view = View(Console(width=width, file=io.StringIO(), highlight=False, **options))
-    view._opened = searched
-    return view
+def view_of(width=120, **options):
+    return View(Console(width=width, file=io.StringIO(), highlight=False, **options))
+
+
+def finish(searched, *values, **options):
+    """Complete trials more."""
+    for value in values:
+        trial = searched.study.ask()
+        trial.suggest_float("optimizer.lr", 1e-4, 1e-2)
+        searched.study.tell(trial, value, **options)
 
 
 def test_the_live_view_shows_budget_time_left_running_trials_and_the_best(searched):
-    lines = shown(view_of(searched)).splitlines()
-    assert "2/4 trials  1 complete, 1 pruned  about 20 s left" in lines[0]
-    assert lines[1].split() == ["trial", "step", "val/psnr", "images/s", "settings"]
-    assert lines[2].split() == ["3", "6/18", "17.25", "312", "lr", "0.002"]
-    assert lines[3].startswith("best trial 0: val/psnr 21.5")
+    searched.flights["a"].metrics["peak_memory_gib"] = 11.234
+    finish(searched, 20.0, 24.5)
+    lines = shown(view_of(), searched).splitlines()
+    assert lines[0] == "━" * 30 + "  4 of 4 trials  about 0 s left"
+    assert lines[1] == "3 complete, 1 pruned (at a rung), 1 running, 1 trial broke a limit before training"
+    assert lines[2].split() == ["trial", "backbone", "step", "PSNR", "dB", "images/s", "GPU", "GiB", "settings"]
+    assert lines[3].split() == ["3", "attention", "━━━─────", "6/18", "17.25", "at", "2", "312", "11.23", "lr", "0.002"]
+    assert lines[4] == "best trial 5: PSNR 24.50 dB  ▁▁▁█  from 21.50"
+    assert lines[5].startswith("     lr 0.00")
 
 
-@pytest.mark.parametrize("width", [50, 80, 200])
+def test_an_objective_that_is_to_fall_rises_in_the_sparkline(searched):
+    searched.space = replace(searched.space, objective=Objective(metric="val/l1", direction="minimize"))
+    searched.study = optuna.create_study(direction="minimize")
+    finish(searched, 0.5, 0.25)
+    searched.flights.clear()
+    assert "best trial 1: L1 error 0.2500  ▁█  from 0.5000" in shown(view_of(), searched)
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 200])
 def test_the_live_view_keeps_to_the_width_of_the_terminal_and_shows_the_numbers(searched, width):
-    searched.flights["a"].labels = {"model.backbone": "attention", "optimizer.lr": 2e-3, "quantizer.codebook_size": 512}
-    lines = shown(view_of(searched, width)).splitlines()
+    searched.space = replace(searched.space, budget=searched.space.budget.model_copy(update={"hours": 8.0}))
+    lines = shown(view_of(width), searched).splitlines()
     assert all(len(line) <= width for line in lines)
     row = next(line for line in lines if "6/18" in line)
-    assert row.split()[:4] == ["3", "6/18", "17.25", "312"]
+    assert [part for part in row.split() if part not in ("attention", "━━━─────")][:5] == [
+        "3",
+        "6/18",
+        "17.25",
+        "at",
+        "2",
+    ]
+    assert "1 h 30 min of 8 h" in " ".join(" ".join(lines).split())
+
+
+def test_running_trials_that_the_terminal_has_no_rows_for_are_counted(searched):
+    for _ in range(7):
+        trial = searched.study.ask()
+        searched.flights[str(trial.number)] = replace(searched.flights["a"], trial=trial)
+    lines = shown(view_of(height=12), searched).splitlines()
+    assert len(lines) < 12
+    assert lines[6] == "and 5 more"
+    assert lines[7].startswith("best trial 0")
+
+
+def test_before_anything_finished_the_time_left_is_an_upper_bound(searched):
+    searched.study = optuna.create_study(direction="maximize")
+    assert shown(view_of(), searched).splitlines() == ["─" * 30 + "  0 of 4 trials", "no trial yet"]
+    trial = searched.study.ask()
+    searched.flights["a"].trial = trial  # 4 trials of 18 steps of 4 images, 6 of them done, at 1 image a second
+    searched.flights["a"].metrics["images_per_s"] = 1.0
+    assert "0 of 4 trials  at most 4 min 24 s left" in shown(view_of(), searched)
 
 
 def test_a_draining_search_says_that_it_stops(searched):
     searched.draining = True
-    assert "stopping" in shown(view_of(searched)).splitlines()[0]
+    assert "stopping: running trials save a checkpoint" in shown(view_of(), searched).splitlines()[0]
 
 
 def test_a_paused_search_says_so_and_what_ends_the_pause(searched):
     searched.paused = time.monotonic()
-    assert "paused; vqsearch resume goes on" in shown(view_of(searched)).splitlines()[0]
+    assert "paused; vqsearch resume goes on" in shown(view_of(), searched).splitlines()[0]
+
+
+def test_while_the_storage_is_away_the_view_shows_what_it_knows_and_the_steps_of_now(searched, monkeypatch):
+    monkeypatch.setattr(progress, "READ_EVERY_S", 0.0)
+
+    class Away:
+        def get_trials(self, deepcopy):
+            raise StorageError("the storage does not answer")
+
+    view, study = view_of(), searched.study
+    searched.study = Away()
+    assert shown(view, searched).splitlines() == ["─" * 30 + "  0 of 4 trials", "no trial yet"]
+    searched.study = study
+    assert "6/18" in shown(view, searched)
+    searched.study = Away()
+    searched.flights["a"].step = 12
+    assert "12/18" in shown(view, searched)
+    assert "2 of 4 trials" in shown(view, searched)
+
+
+def test_hostile_names_stay_text_in_the_live_view(searched):
+    searched.study.set_user_attr("x", 1)
+    trial = searched.study.ask()
+    trial.suggest_categorical("model.backbone", ["[red]mamba[/red]\x1b[2J"])
+    trial.report(30.0, 18)
+    searched.study.tell(trial, 30.0)
+    console = PlainConsole()
+    console.file = io.StringIO()
+    console.print(View(console).picture(searched))
+    assert "[red]mamba[/red]\\x1b[2J" in console.file.getvalue().replace("\n     ", "")
+    assert "\x1b" not in console.file.getvalue()
 
 
 def test_the_table_of_the_best_shows_what_they_cost_last_and_ends_no_line_in_blanks(searched):
@@ -86,20 +165,20 @@ def test_what_was_found_and_what_was_left_out_is_said(searched):
 
 
 def test_without_a_terminal_messages_are_plain_lines_with_their_time(searched):
-    view = view_of(searched)
-    with view.watching(searched, lambda: 2):
+    view = view_of()
+    with view.watching(searched):
         searched.notify("trial 3 starts")
     assert view.console.file.getvalue()[8:] == " trial 3 starts\n"
 
 
 def test_quiet_says_nothing(searched):
     view = View(Console(file=io.StringIO()), quiet=True)
-    with view.watching(searched, lambda: 2):
+    with view.watching(searched):
         searched.notify("trial 3 starts")
     assert view.console.file.getvalue() == ""
 
 
 def test_markup_in_a_name_stays_text(searched):
-    view = view_of(searched)
+    view = view_of()
     view.message("trial [red]3[/red] <script>")
     assert "[red]3[/red] <script>" in view.console.file.getvalue()

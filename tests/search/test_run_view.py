@@ -47,7 +47,7 @@ def test_the_live_line_shows_steps_rate_time_left_and_loss():
     shown = view()
     assert rendered(shown) == "reading the images and building the model"
     shown.show(report(250, images_per_s=50.0, train__loss=0.125))
-    assert rendered(shown) == "━" * 40 + " 250/1000 steps  50 images/s  about 2 min 30 s left  loss 0.125"
+    assert rendered(shown) == "━" * 10 + "─" * 30 + " 250/1000 steps  50 images/s  about 2 min 30 s left  loss 0.125"
     shown.show(report(260, train__loss=0.5))  # the rate is not known anew at each report
     assert "260/1000 steps  50 images/s  about 2 min 28 s left  loss 0.5" in rendered(shown)
 
