@@ -92,7 +92,7 @@ def test_a_search_spends_its_budget_and_says_what_came_of_it(searched):
     found = trials(folder)
     assert len(found) == 6
     assert {trial.state for trial in found} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert re.search(r"tiny: 6 of 6 trials \(\d complete, \d pruned\)", printed)
+    assert re.search(r"tiny: 6 of 6 trials: \d complete, \d pruned", printed)
     assert "look at it:  vqsearch dashboard" in printed
 
 
@@ -153,12 +153,13 @@ def test_the_best_model_is_exported_and_reconstructs_a_picture(searched, tmp_pat
     printed = vqsearch("export", "--study", "tiny", "--to", str(tmp_path / "model"), cwd=folder)
     assert printed == f"trial {best['number']} at step 18 -> {tmp_path}/model\n"
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
-        "weights.safetensors", "config.json", "reconstructions.png",
+        "weights.safetensors", "config.json", "reconstructions.png", "worst.png",
     }  # fmt: skip
     imsave(tmp_path / "cat.png", data.chelsea())
     printed = vqsearch("reconstruct", str(tmp_path / "model"), str(tmp_path / "cat.png"), "--to", "r", cwd=folder)
-    assert re.fullmatch(r".*cat\.png -> r/cat\.reconstruction\.png  451 x 300, PSNR \d+\.\d\d dB\n", printed)
-    assert imread(folder / "r" / "cat.reconstruction.png").shape == (600, 451, 3)
+    wanted = r"cat\.png -> r/cat\.reconstruction\.png  451 x 300, PSNR \d+\.\d\d dB, .*SSIM 0\.\d{4}.* of \d+ codes\n"
+    assert re.search(wanted, printed)
+    assert imread(folder / "r" / "cat.reconstruction.png").shape == (708, 938, 3)
     assert vqvae.load(tmp_path / "model").resolution == 64
 
 
@@ -214,7 +215,10 @@ def test_a_killed_search_resumes_from_its_storage_to_the_exact_budget(tiny_file,
         assert before.intermediate_values.items() <= after.intermediate_values.items()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_to_the_whole_process_group_hands_the_trials_back(tiny_file, tmp_path, number, code):
     steps = 1080 if number == signal.SIGINT else 10800
     flags = ["--set", f"budget.steps={steps}", "--set", "train.optimizer.warmup_steps=2", "--trials", "2"]

@@ -26,52 +26,56 @@ STEPS = ["--set", "budget.steps=180", "--set", "train.optimizer.warmup_steps=2"]
 
 def trials(folder):
     """Those of the study in a folder; none where it is not there yet."""
+    url = f"sqlite:///{folder}/vqsearch.db"
     try:
-        return optuna.load_study(
-            study_name="tiny", storage=open_storage(f"sqlite:///{folder}/vqsearch.db", create=False)
-        ).trials
+        return optuna.load_study(study_name="tiny", storage=open_storage(url, create=False)).trials
     except (KeyError, StorageError):
         return []
 
 
-def launched(folder, *flags, within=()):
-    """A launch, once it has saved a checkpoint of its first rung and others are to come."""
-    command = [*within, *VQSEARCH, "launch", "tiny.yaml", *STEPS, *flags]
+def launched(folder, *flags, within=(), program=VQSEARCH, studies="."):
+    """A launch, once it has a value of its first rung and others are to come."""
+    command = [*within, *program, "launch", "tiny.yaml", *STEPS, "--trials", "3", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=folder, **pipes)
     deadline = time.monotonic() + 120
-    while not any(trial.intermediate_values for trial in trials(folder)):
+    while not any(trial.intermediate_values for trial in trials(folder / studies)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.05)
     return process
 
 
-def refusal(process):
-    """The one line with which a launch ended that the user can mend."""
+def refusal(process, code=2):
+    """The one line with which a launch ended."""
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 2, out + err
+    assert process.returncode == code, out + err
     (line,) = err.splitlines()
     return line
 
 
-def resumed(folder, *flags, within=(), count=3):
-    """Check that nothing runs, and that a resume reaches the exact budget."""
-    left = trials(folder)
-    assert any(trial.state == TrialState.WAITING for trial in left)
-    assert not any(trial.state == TrialState.RUNNING for trial in left)
+def handed_back(folder):
+    """Whether every trial that did not finish waits."""
+    states = {trial.state for trial in trials(folder)}
+    return TrialState.WAITING in states and TrialState.RUNNING not in states
+
+
+def resumed(folder, *flags, within=(), studies="."):
+    """What a resume prints, which has to reach the exact budget."""
+    left = trials(folder / studies)
     command = [*within, *VQSEARCH, "resume", *flags]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    found = trials(folder)
-    assert len(found) == count
+    found = trials(folder / studies)
+    assert len(found) == 3
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in found)
     for trial in found:
         assert list(trial.intermediate_values) == [20, 60, 180][: len(trial.intermediate_values)]
     for before, after in zip(left, found, strict=False):
         assert before.params.items() <= after.params.items()
         assert before.intermediate_values.items() <= after.intermediate_values.items()
-    assert not [name for name in optuna.get_all_study_names(f"sqlite:///{folder}/vqsearch.db") if is_lease(name)]
+    names = optuna.get_all_study_names(f"sqlite:///{folder / studies}/vqsearch.db")
+    assert not [name for name in names if is_lease(name)]
     return ran.stdout
 
 
@@ -105,7 +109,7 @@ def disk(tiny_file):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_search_with_a_line_and_it_goes_on_once_there_is_room(disk):
-    process = launched(disk.folder, "--trials", "3", "--output", "out", within=disk.within)
+    process = launched(disk.folder, "--output", "out", within=disk.within)
     filled = disk.run("dd", "if=/dev/zero", "of=out/filler", "bs=4k")
     assert "No space left on device" in filled.stderr
     assert re.fullmatch(
@@ -113,19 +117,21 @@ def test_a_disk_that_fills_up_ends_the_search_with_a_line_and_it_goes_on_once_th
         "vqsearch resume --study tiny goes on",
         refusal(process),
     )
+    assert handed_back(disk.folder)
     disk.run("rm", "out/filler")
     assert "goes on at step 20: " in resumed(disk.folder, within=disk.within)
 
 
 @pytest.mark.slow
 def test_a_disk_that_turns_read_only_ends_the_search_with_a_line_and_it_goes_on_once_it_can_be_written(disk):
-    process = launched(disk.folder, "--trials", "3", "--output", "out", within=disk.within)
+    process = launched(disk.folder, "--output", "out", within=disk.within)
     assert disk.run("mount", "-o", "remount,ro", "out").returncode == 0
     assert re.fullmatch(
         rf"vqsearch: trial \d can't run: {disk.folder}/out: the output root can't be written: .*Read-only file system"
         ".*; once that is mended, vqsearch resume --study tiny goes on",
         refusal(process),
     )
+    assert handed_back(disk.folder)
     refused = subprocess.run(
         [*disk.within, *VQSEARCH, "resume"], cwd=disk.folder, capture_output=True, text=True, check=False
     )
@@ -140,13 +146,14 @@ def test_a_disk_that_turns_read_only_ends_the_search_with_a_line_and_it_goes_on_
 @pytest.mark.slow
 def test_an_output_root_that_vanishes_is_not_made_anew_and_the_search_goes_on_once_it_is_back(tiny_file):
     folder = tiny_file.parent
-    process = launched(folder, "--trials", "3", "--output", "out")
+    process = launched(folder, "--output", "out")
     (folder / "out").rename(folder / "away")
     assert re.fullmatch(
         rf"vqsearch: trial \d can't run: {folder}/out: the folder tiny, where the study has its files, is not there "
         "any more; expected it back; once that is mended, vqsearch resume --study tiny goes on",
         refusal(process),
     )
+    assert handed_back(folder)
     assert not (folder / "out").exists()
     refused = subprocess.run([*VQSEARCH, "resume"], cwd=folder, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
@@ -155,3 +162,21 @@ def test_an_output_root_that_vanishes_is_not_made_anew_and_the_search_goes_on_on
     )
     (folder / "away").rename(folder / "out")
     assert "goes on at step 20: " in resumed(folder)
+
+
+@pytest.mark.slow
+def test_a_database_whose_folder_stays_away_ends_the_search_with_a_line_and_it_goes_on_once_it_is_back(tiny_file):
+    folder = tiny_file.parent
+    (folder / "mounted").mkdir()
+    impatient = "from search import cli, patience; patience.Patient.__init__.__defaults__ = (3.0,); cli.main()"
+    url = ["--storage", "sqlite:///mounted/vqsearch.db"]
+    process = launched(folder, *url, program=[sys.executable, "-c", impatient], studies="mounted")
+    (folder / "mounted").rename(folder / "away")
+    assert re.fullmatch(
+        r"vqsearch: the storage has not answered for 0\.05 min, so the search ends; nothing is lost, and it goes on "
+        r"with: vqsearch resume \((unable to open database file|\[Errno 2\] No such file or directory: '.*')\)",
+        refusal(process, code=1),
+    )
+    assert not (folder / "mounted").exists()
+    (folder / "away").rename(folder / "mounted")
+    assert "goes on at step 20: " in resumed(folder, *url, studies="mounted")
