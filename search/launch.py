@@ -258,7 +258,7 @@ def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> int:
     steering = Steering(opened, control)
     measured = measure()
     try:
-        with view.watching(opened, capacity), _signals(opened, steering.drain, view) as caught:
+        with view.watching(opened), _signals(opened, steering.drain, view) as caught:
 
             def steer() -> None:
                 _take_back_sigusr1()
