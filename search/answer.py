@@ -78,7 +78,8 @@ def cost(findings: Findings) -> list[str]:
     ended = [f"{len(n)} {word}" for state, word in STATES.items() if (n := findings.ended(state))]
     lines = [f"Of {count(space.budget.trials, 'trial')} in the budget: {listed(ended or ['none yet'])}."]
     if spent.trial_hours:
-        on = listed([f"{printable(model)} ({count(number, 'trial')})" for model, number in spent.devices.items()])
+        known = {printable(model): number for model, number in spent.devices.items() if model != "unknown"}
+        on = listed([f"{model} ({count(number, 'trial')})" for model, number in known.items()])
         gpus = space.resources.gpus
         share = f" at {gpus:g} GPU each" if gpus != 1 else ""
         gpu = f", {spent.gpu_hours:,.3g} GPU-hours{share}" if gpus else ", without a GPU"
@@ -90,8 +91,8 @@ def cost(findings: Findings) -> list[str]:
     if spent.saved_hours:
         lines.append(
             f"Pruning stopped {count(len(stopped), 'trial')} at a rung and saved about {hours(spent.saved_hours)} of "
-            f"training: {spent.saved_share:.0%} of what all trials would have cost to their last step, each at its own "
-            "speed."
+            f"training: {100 * spent.saved_share:.0f} % of what all trials would have cost to their last step, each at "
+            "its own speed."
         )
     elif space.pruner.kind != "none" and findings.own:
         lines.append("No trial was stopped at a rung so far, so pruning saved nothing.")
@@ -210,7 +211,7 @@ def _by(findings: Findings, other: Trial) -> str:
         return f"worse by {_at_least(findings.metric, -gain)}"
     if not gain:
         return "no better"
-    share = f" ({gain / other.value:.1%})" if findings.sign == 1 and other.value > 0 else ""
+    share = f" ({100 * gain / other.value:.1f} %)" if findings.sign == 1 and other.value > 0 else ""
     return f"better by {_at_least(findings.metric, gain)}{share}"
 
 

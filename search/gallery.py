@@ -1,0 +1,53 @@
+"""All figures of a report: which there are, of which trials, and why one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from matplotlib.figure import Figure
+
+from search import figures, records
+from search.findings import Findings
+from search.text import printable
+
+LoadPicture = Callable[[Findings, records.Picture], bytes | None]
+"""The PNG of a picture; None where it can't be reached."""
+
+
+def draw(found: Sequence[Findings], load_picture: LoadPicture) -> Iterator[tuple[str, Figure | None]]:
+    """The figures of a report by name, None where there is nothing to draw.
+
+    Those that show one study alone have, from the second study on, its place in their name.
+    """
+    yield "history", figures.history(found)
+    yield "rungs", figures.rungs(found)
+    yield "pareto", figures.pareto(found)
+    for place, each in enumerate(found, 1):
+        of = f"_{place}" if place > 1 else ""
+        yield f"importances{of}", figures.importances(each)
+        resolution = each.space.base.data.resolution
+        yield f"reconstructions{of}", figures.reconstructions(_sheets(each, load_picture), resolution)
+
+
+def _sheets(findings: Findings, load_picture: LoadPicture) -> list[tuple[str, bytes]]:
+    """The last sheets of the best trial, the next best one and the baseline, as far as they can be reached."""
+    wanted = {f"trial {t.number}\n(the winner)": t for t in (findings.best,) if t}
+    wanted |= {f"trial {t.number}\n(runner-up)": t for t in (findings.runner_up,) if t}
+    first = next((t for t in findings.baselines if t not in wanted.values() and t.picture("reconstructions")), None)
+    wanted |= {f"trial {first.number}\n(baseline)": first} if first else {}
+    shown = {name: trial.picture("reconstructions") for name, trial in wanted.items()}
+    loaded = [(name, load_picture(findings, picture)) for name, picture in shown.items() if picture]
+    return [(name, png) for name, png in loaded if png is not None]
+
+
+def why_not(found: Sequence[Findings], name: str) -> str:
+    """Why a figure is missing, in words."""
+    kind, _, place = name.partition("_")
+    findings = found[int(place or 1) - 1]
+    return {
+        "history": "no trial is complete",
+        "rungs": "no trial was measured",
+        "pareto": "fewer than two complete trials with an entropy-coded size besides the objective",
+        "importances": findings.why_no_importances,
+        "reconstructions": f"no picture of the best trials can be read below {printable(findings.root)}",
+    }[kind]
