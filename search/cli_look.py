@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import click
 
-from search.options import Command, json_option, load, print_json, storage_option, storage_url, study_option, terminal
+from search.errors import UserError
+from search.options import (
+    Command,
+    json_option,
+    load,
+    print_json,
+    storage_flag,
+    storage_option,
+    storage_url,
+    study_option,
+    terminal,
+)
 
 
-@click.command(cls=Command, epilog="vqsearch status --study demo")
+@click.command(cls=Command, epilog="vqsearch status --study demo\nvqsearch status --watch")
 @storage_option
 @study_option
+@click.option("--watch", "watching", is_flag=True, help="Go on showing it until the study is over.")
 @json_option
-def status(storage: str | None, study: str | None, as_json: bool) -> None:
+def status(storage: str | None, study: str | None, watching: bool, as_json: bool) -> None:
     """Say where a study stands, from its storage alone."""
-    from search import standing
+    from optuna.storages import get_storage
 
-    loaded, space = load(storage, study)
+    from search import watch
+    from search.storage import open_storage
+
+    if watching and as_json:
+        raise UserError("--watch and --json: one goes on, the other answers once; expected one of them")
+    url = storage_url(storage)
+    store = get_storage(open_storage(url, create=False))
+
+    def look() -> watch.Look:
+        return watch.look(store, study, lambda name: f"vqsearch resume{storage_flag(url)} --study {name}")
+
     if as_json:
-        trials = [standing.as_json(trial) for trial in loaded.get_trials(deepcopy=False)]
-        print_json({"study": loaded.study_name, "budget": space.source["budget"], "trials": trials})
-        return
-    for line in standing.summary(loaded, space):
-        click.echo(line)
+        print_json(look().as_json())
+    elif watching:
+        watch.watch(look, terminal())
+    else:
+        terminal().print(look())
 
 
 @click.command(cls=Command, epilog="vqsearch best --top 3")

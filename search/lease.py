@@ -35,6 +35,8 @@ from search.patience import Patient
 BEAT_S = 5.0
 STALE_S = 60.0
 WRITTEN_S = 5.0
+GONE_S = 3600.0
+"""Seconds of silence after which a driver on another machine is dead, whatever the clocks say."""
 
 
 def refuse_if_held(storage: BaseStorage, name: str) -> None:
@@ -51,6 +53,20 @@ def driver(storage: BaseStorage, name: str) -> Holder | None:
     """Who runs a study now; None where nobody does."""
     holders = _holders(storage, name)
     return next((h for number, h in holders.items() if _runs(storage, name, number, h)), None)
+
+
+def last(storage: BaseStorage, name: str) -> Holder | None:
+    """Who holds the lease of a study, or held it when it died; None where it was given back. Nothing is waited for."""
+    holders = _holders(storage, name)
+    return holders[max(holders)] if holders else None
+
+
+def lives(holder: Holder) -> bool | None:
+    """Whether a driver runs: by its process here, by its beat elsewhere; None where it was silent for a while."""
+    if _here(holder):
+        return _alive(holder)
+    silent_s = time.time() - holder.beat
+    return True if abs(silent_s) < STALE_S else False if silent_s > GONE_S else None
 
 
 def study_of(storage: BaseStorage, name: str, number: int) -> int:
@@ -251,7 +267,7 @@ def _beats(storage: BaseStorage, name: str, holder: Holder) -> bool:
     """Whether a driver on another machine is alive: heard of lately, or heard of while we wait."""
     if abs(time.time() - holder.beat) < STALE_S:
         return True
-    if time.time() - holder.beat > 3600:
+    if time.time() - holder.beat > GONE_S:
         return False
     # Clocks differ between machines; whether the beat moves does not depend on them.
     time.sleep(2.5 * BEAT_S)

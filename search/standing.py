@@ -289,7 +289,7 @@ def budget(now: Standing) -> str:
 def summary(study: optuna.Study, space: Space) -> list[str]:
     """What a study came to, in lines."""
     now = standing(study, space)
-    lines = [f"{study.study_name}: {budget(now)} ({states(now) or 'none yet'})"]
+    lines = [f"{study.study_name}: {budget(now)}: {states(now) or 'none yet'}"]
     if now.invalid:
         lines.append(refused(now))
     if now.best:

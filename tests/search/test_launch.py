@@ -130,7 +130,7 @@ def test_a_changed_space_is_refused_and_the_difference_shown(searched):
 
 def test_status_and_best_read_the_storage_alone(searched):
     folder, _ = searched
-    assert vqsearch("status", cwd=folder).startswith("tiny: 6 of 6 trials (")
+    assert vqsearch("status", cwd=folder).startswith("tiny: the budget is spent\n")
     told = json.loads(vqsearch("status", "--json", cwd=folder))
     best = json.loads(vqsearch("best", "--json", cwd=folder))[0]
     assert len(told["trials"]) == 6
