@@ -45,6 +45,8 @@ class Steering:
         if time.monotonic() - self._looked < POLL_S:
             return
         opened, storage = self._opened, self._opened.study._storage
+        if opened.flights and (opened.draining or opened.paused is not None):
+            self._control.drain()  # An actor that was started again does not know that it was told before.
         try:
             asked = lease.study_of(storage, opened.study.study_name, opened.lease.number)
             requests = records.requests(storage.get_study_user_attrs(asked))

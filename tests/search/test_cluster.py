@@ -1,9 +1,11 @@
 import psutil
 import pytest
 
+from search import space, storage, study
 from search.cluster import connected, control, fitting
 from search.errors import ResourceError
 from search.schema import Resources
+from search.steering import Steering
 
 
 @pytest.mark.parametrize(
@@ -30,20 +32,36 @@ def test_an_address_where_nothing_answers_is_named_at_once(address):
         pass
 
 
-def test_workers_hear_of_a_drain_though_the_actor_that_tells_them_was_killed():
+def kill_what_tells():
+    """End the process of the actor, which Ray then starts again without what it had been told."""
+    (process,) = (
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::_Control")
+    )
+    process.kill()
+    process.wait(30)
+
+
+def test_workers_hear_of_a_drain_though_the_actor_that_tells_them_was_killed(tmp_path, tiny_file):
     import ray
 
     with connected(None):
         telling = control()
-        drained = ray.get_actor(telling.name).drained.remote()
+        actor = ray.get_actor(telling.name)
+        drained = actor.drained.remote()
         assert ray.wait([drained], timeout=5)[0] == []
-        (process,) = (
-            child
-            for child in psutil.Process().children(recursive=True)
-            if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::_Control")
-        )
-        process.kill()
-        process.wait(30)
+        kill_what_tells()
         assert ray.wait([drained], timeout=5)[0] == []
         telling.drain()
         assert ray.get(drained, timeout=60)
+        kill_what_tells()
+        drained = actor.drained.remote()
+        assert ray.wait([drained], timeout=5)[0] == []
+        url = f"journal:///{tmp_path}/studies"
+        opened = study.create(storage.open_storage(url), space.load(tiny_file), str(tmp_path / "out"), 1)
+        opened.draining = True
+        opened.flights["1"] = study.Flight(trial=opened.study.ask(), labels={}, started=0.0, before=0.0)
+        Steering(opened, telling)()
+        assert ray.get(drained, timeout=60)
+        opened.close()

@@ -140,6 +140,19 @@ def test_a_pause_hands_trials_back_and_starts_none_until_resume_ends_it(driver, 
     assert [line for line in driver.said if line.startswith("trial 0 goes on at step 2: ")]
 
 
+@pytest.mark.parametrize("kind", ["stop", "pause"])
+def test_workers_are_told_to_drain_until_none_trains(driver, place, kind):
+    driver.suggest()
+    asks(place, kind)
+    for _ in range(3):
+        assert driver.suggest() is None
+    assert driver.told == ["drain"] * 3
+    driver.report("1", 2, "stopped", checkpoint=True)
+    for _ in range(3):
+        assert driver.suggest() == StudySearcher.FINISHED
+    assert driver.told == ["drain"] * 3
+
+
 def test_a_pause_costs_no_hours(driver):
     driver.opened.opened -= 3600
     driver.opened.paused = time.monotonic() - 1800
