@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from search.options import Command, load, quiet_option, storage_option, study_option, terminal
+from search.options import Command, json_option, load, print_json, quiet_option, storage_option, study_option, terminal
 
 
 @click.command(cls=Command, epilog="vqsearch export --study demo --to my-model")
@@ -23,16 +23,41 @@ def export(storage: str | None, study: str | None, number: int | None, target: s
     click.echo(models.export(loaded, number, Path(target)))
 
 
-@click.command(cls=Command, epilog="vqsearch reconstruct my-model cat.png dog.jpg --to reconstructions")
+@click.command(
+    cls=Command,
+    epilog="vqsearch reconstruct my-model cat.png dog.jpg --to reconstructions\n"
+    "vqsearch reconstruct my-model ~/faces --to reconstructions --json",
+)
 @click.argument("model", type=click.Path())
-@click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--to", "target", required=True, metavar="DIR", help="Folder of the pictures.")
-def reconstruct(model: str, images: tuple[str, ...], target: str) -> None:
-    """Encode and decode pictures with an exported model; originals beside reconstructions."""
-    from search import models
+@click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="PICTURE...")
+@click.option("--to", "target", required=True, metavar="DIR", help="Folder of the sheets.")
+@click.option(
+    "--lpips-trunk",
+    "trunk",
+    default="",
+    metavar="FILE",
+    help="torchvision's AlexNet weights, for LPIPS. Default: the model's own or torch.hub's, or without LPIPS.",
+)
+@json_option
+def reconstruct(model: str, images: tuple[str, ...], target: str, trunk: str, as_json: bool) -> None:
+    """Encode and decode pictures with an exported model, and make a sheet of each.
 
-    for line in models.reconstruct(Path(model), [Path(image) for image in images], Path(target)):
-        click.echo(line)
+    \b
+    DIR/NAME.reconstruction.png shows   the original, the reconstruction,
+                                        their difference x 4, the codes
+
+    A folder stands for all pictures below it.
+    """
+    from search import reconstruct as making
+
+    found = making.reconstruct(
+        Path(model), [Path(image) for image in images], Path(target), trunk, lambda line: click.echo(line, err=True)
+    )
+    if as_json:
+        print_json([each.as_json() for each in found])
+        return
+    for each in found:
+        click.echo(each.line())
 
 
 @click.command(cls=Command, epilog="vqsearch tokenize my-model ~/faces --to tokens.npz")

@@ -13,6 +13,10 @@ VqsearchError                 exit 1
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class VqsearchError(Exception):
     """Base of all errors of the search."""
@@ -58,3 +62,12 @@ class LeaseError(UserError):
 
 class SearchError(VqsearchError):
     """A search that ended before its budget for a reason outside what was asked."""
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """What can't be written while the context lasts is an OutputError that names the target."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written: {error.strerror or error}") from None

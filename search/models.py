@@ -1,22 +1,21 @@
-"""One model at a time: train a setting by itself, take a trained model out of a study, look at what it does."""
+"""One model at a time: train a setting by itself, take a trained model out of a study, tokenize."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
 
 from search import output, progress, records, standing, yaml12
-from search.errors import OutputError, StudyError, UserError, VqsearchError
+from search.errors import OutputError, StudyError, UserError, VqsearchError, writing
 from search.space import Space
 from search.study import trial_of
 from vqvae import conversion
@@ -24,10 +23,7 @@ from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.presets import preset
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vqvae.data import Decoding
-    from vqvae.model import VQVAE
     from vqvae.train import Progress
 
 
@@ -96,7 +92,7 @@ def train(
         OutputError: `target` can't be written.
         VqvaeError: what `vqvae.train.train` raises.
     """
-    from vqvae import checkpoint, data
+    from vqvae import checkpoint, data, pictures
     from vqvae import train as training
 
     _check(config)
@@ -119,14 +115,14 @@ def train(
             for report in training.train(config, last, lambda: bool(caught)):
                 show(report)
                 folder = target / "checkpoints" / f"step-{report.step:08d}"
-                with _writing(target):
+                with writing(target):
                     if report.checkpoint and folder != last:
                         report.checkpoint(folder)
                         if last is not None:
                             shutil.rmtree(last)
                         last = folder
                     for name, picture in report.pictures.items():
-                        write_picture(target / f"{name}.png", picture)
+                        pictures.write(target / f"{name}.png", picture)
                 if report.evaluated:
                     measured = {name: value for name, value in report.metrics.items() if standing.is_metric(name)}
         finally:
@@ -153,7 +149,7 @@ def outcome(target: Path, stopped: int) -> list[str]:
     model = shlex.quote(str(target / "model"))
     return [
         f"the model is in {target / 'model'}",
-        f"look at it:   {target / 'reconstructions.png'}",
+        f"look at it:   {target / 'reconstructions.png'}, and worst.png beside it",
         f"reconstruct:  vqsearch reconstruct {model} PICTURE --to DIR",
         f"tokenize:     vqsearch tokenize {model} FOLDER --to tokens.npz",
     ]
@@ -181,7 +177,7 @@ def _check(config: TrainConfig) -> None:
 def _made(target: Path) -> Iterator[None]:
     """The folder of a run, which is gone again if nothing came to lie in it."""
     folders = (target / "checkpoints", target, *target.parents)
-    with _writing(target):
+    with writing(target):
         new = [folder for folder in folders if not folder.exists()]
         folders[0].mkdir(parents=True, exist_ok=True)
     try:
@@ -236,7 +232,7 @@ def _export(study: optuna.Study, number: int, target: Path) -> str:
         )
     if record is None:
         raise StudyError(f"{name}: trial {number} is {trial.state.name} and has no checkpoint")
-    with _writing(target):
+    with writing(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise OutputError(f"{target}: expected a folder that is new or empty")
     from vqvae import checkpoint
@@ -251,55 +247,11 @@ def _export(study: optuna.Study, number: int, target: Path) -> str:
         state = checkpoint.read(folder)
         metrics = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
         checkpoint.save_model(checkpoint.load(folder), state.config, target, metrics)
-        with _writing(target):
+        with writing(target):
             for picture in folder.glob("*.png"):
                 shutil.copy(picture, target / picture.name)
     partly = "" if trial.state == TrialState.COMPLETE else f", which is {trial.state.name}, as it was"
     return f"trial {number}{partly} at step {record.step} -> {target}"
-
-
-def reconstruct(model: Path, images: Sequence[Path], target: Path) -> list[str]:
-    """Encode and decode pictures: each original above its reconstruction, as NAME.reconstruction.png in a folder.
-
-    Args:
-        model: an exported model, or a checkpoint.
-        images: pictures of any size; each is cut into tiles of the model's resolution, so that it keeps its own.
-        target: folder of the results.
-
-    Returns:
-        A line for each picture, with its PSNR.
-
-    Raises:
-        CheckpointError: no model there.
-        UserError: a picture that can't be read, or two of one name.
-        OutputError: `target` can't be written.
-    """
-    from vqvae import checkpoint, metrics, pictures
-
-    results: dict[Path, Path] = {}
-    for image in images:
-        result = target / f"{image.stem}.reconstruction.png"
-        if result in results:
-            raise UserError(f"{results[result]} and {image}: both would become {result}; expected different names")
-        results[result] = image
-    network = checkpoint.load(model)
-    loaded = []
-    for image in images:
-        try:
-            loaded.append(pictures.to_images(np.asarray(pictures.read(image))[None]))
-        except pictures.UNREADABLE as error:
-            words = getattr(error, "strerror", None) or str(error).replace(f" {str(image)!r}", "")
-            reason = words or type(error).__name__
-            raise UserError(f"{image}: this picture can't be read: {reason}") from None
-    lines = []
-    for (result, image), original in zip(results.items(), loaded, strict=True):
-        decoded = in_tiles(network, original)
-        with _writing(target):
-            target.mkdir(parents=True, exist_ok=True)
-            write_picture(result, pictures.sheet(original, decoded))
-        psnr = float(metrics.psnr(decoded, original)[0])
-        lines.append(f"{image} -> {result}  {original.shape[3]} x {original.shape[2]}, PSNR {psnr:.2f} dB")
-    return lines
 
 
 def tokenize(
@@ -348,41 +300,3 @@ def tokenize(
     codes = network.quantizer.codebook_size
     what = f"{count} {'picture' if count == 1 else 'pictures'}, {rows} x {columns} tokens of {codes} codes each"
     return [*progress.left_out(written.left_out), f"{what}, {written.kind} -> {target}"]
-
-
-def in_tiles(network: VQVAE, image: Tensor) -> Tensor:
-    """A picture of any size through a model, tile by tile.
-
-    Args:
-        network: a trained model.
-        image: (1, 3, h, w) in [-1, 1]; what the last tiles lack is filled by repeating the edge.
-
-    Returns:
-        (1, 3, h, w).
-    """
-    import torch
-    from einops import rearrange
-    from torch.nn import functional
-
-    side, (height, width) = network.resolution, image.shape[2:]
-    padded = functional.pad(image, (0, -width % side, 0, -height % side), mode="replicate")
-    tiles = rearrange(padded, "1 c (r h) (k w) -> (r k) c h w", h=side, w=side)
-    with torch.inference_mode():
-        decoded = torch.cat([network.decode(network.encode(part)) for part in torch.split(tiles, 16)])
-    whole = rearrange(decoded, "(r k) c h w -> 1 c (r h) (k w)", r=padded.shape[2] // side)
-    return whole[:, :, :height, :width]
-
-
-def write_picture(path: Path, picture: Any) -> None:
-    """Save uint8 (h, w, 3) as a PNG."""
-    from PIL import Image
-
-    Image.fromarray(picture).save(path)
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{target}: can't be written: {error.strerror or error}") from None

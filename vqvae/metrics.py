@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 TOKENS_PER_CODE = 10
 """Tokens that have to be counted for each code, before usage, perplexity and entropy can be trusted."""
 
+BLOCK = 512
+"""Places of SSIM's window along each side that are computed at once: the window is a matrix of as many rows."""
+
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image, (b) in dB, pixels on [0, 1]; at most 100, for equal images.
@@ -43,10 +46,23 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity of each image, (b) in [-1, 1] (Wang et al. 2004, section III-B, eq. 13).
 
     The mean over colors and over all places of an 11 x 11 Gaussian window (sigma 1.5) that lie within the image;
-    the window is smaller on images of less than 11 pixels.
+    the window is smaller on images of less than 11 pixels. Large images are taken in blocks of places.
     """
+    height, width = images.shape[-2:]
+    size = min(11, (min(height, width) - 1) // 2 * 2 + 1)
+    sums, places = torch.zeros(len(images), dtype=torch.float64, device=images.device), 0
+    for top in range(0, height - size + 1, BLOCK):
+        for left in range(0, width - size + 1, BLOCK):
+            block = (..., slice(top, top + BLOCK + size - 1), slice(left, left + BLOCK + size - 1))
+            found = _ssim_at_each_place(images[block], references[block], size)
+            sums += found.sum((1, 2, 3))
+            places += found[0].numel()
+    return (sums / places).float()
+
+
+def _ssim_at_each_place(images: Tensor, references: Tensor, size: int) -> Tensor:
+    """(b, 3, h - size + 1, w - size + 1)."""
     x, y = _unit(images).double(), _unit(references).double()
-    size = min(11, (min(x.shape[-2:]) - 1) // 2 * 2 + 1)
     rows, columns = (_band(side, size).to(x) for side in x.shape[-2:])
 
     def local_mean(z: Tensor) -> Tensor:
@@ -59,7 +75,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return (luminance * structure).mean((1, 2, 3)).float()
+    return luminance * structure
 
 
 def _band(side: int, size: int) -> Tensor:

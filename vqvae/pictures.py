@@ -1,4 +1,4 @@
-"""Pictures of people and tensors of models: decoding, fitting to a square, reconstruction sheets.
+"""Pictures of people and tensors of models: decoding, fitting to a square, sheets to look at.
 
 n pictures, h height, w width, c = 3 colors
 At rest a picture is uint8 (h, w, 3); inside the models images are float (n, 3, h, w) in [-1, 1].
@@ -6,6 +6,7 @@ At rest a picture is uint8 (h, w, 3); inside the models images are float (n, 3, 
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -38,6 +40,13 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 """What Pillow's decoders raise on broken files, depending on the format."""
+
+CODE_COLORS = np.array([[[15, 15, 110], [90, 50, 0]], [[150, 205, 255], [255, 240, 90]]])
+"""Colors (2, 2, 3) between which those of the codes lie: dark and bright, each blue and yellow. Brightness and blue
+against yellow are what eyes that confuse red and green see as others do."""
+
+GAP, LINE, LEAST = 12, 18, 256
+"""Pixels of a captioned sheet: between panels, of a line of text, and the width to which small panels are enlarged."""
 
 
 def read(file: Path | BinaryIO, side: int = 0) -> Image.Image:
@@ -111,6 +120,15 @@ def to_pictures(images: torch.Tensor) -> NDArray[np.uint8]:
     return pictures
 
 
+def write(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Saves uint8 (h, w, 3) as a PNG.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    Image.fromarray(picture).save(path)
+
+
 def sheet(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 8) -> NDArray[np.uint8]:
     """Originals above their reconstructions, in rows of `columns` pairs.
 
@@ -128,3 +146,75 @@ def sheet(originals: torch.Tensor, reconstructions: torch.Tensor, columns: int =
     pairs = np.concatenate([pairs, blank])
     joined: NDArray[np.uint8] = rearrange(pairs, "(r k) two h w c -> (r two h) (k w) c", k=columns)
     return joined
+
+
+def difference(images: torch.Tensor, references: torch.Tensor, times: float = 4.0) -> NDArray[np.uint8]:
+    """Absolute differences, each color for itself: black where equal, full where they differ by 1 / times of the range.
+
+    Args:
+        images: float (n, 3, h, w), clipped to [-1, 1].
+        references: the same.
+        times: by how much they are amplified.
+
+    Returns:
+        uint8 (n, h, w, 3).
+    """
+    return to_pictures((images.clamp(-1, 1) - references.clamp(-1, 1)).abs() * times - 1)
+
+
+def code_map(indices: NDArray[np.int64], patch: int) -> NDArray[np.uint8]:
+    """The codes of a picture as a picture: a square for each token, in a color that its code has always.
+
+    The colors of successive codes are far apart: they follow the R2 sequence (Roberts 2018) between `CODE_COLORS`.
+
+    Args:
+        indices: (y, x), at least 0.
+        patch: pixels along a side of the square.
+
+    Returns:
+        uint8 (y x patch, x x patch, 3).
+    """
+    brightness, hue = np.moveaxis((0.5 + indices[..., None] * [0.7548776662466927, 0.5698402909980532]) % 1, -1, 0)
+    dark, bright = (first + (second - first) * hue[..., None] for first, second in CODE_COLORS)
+    colors = (dark + (bright - dark) * brightness[..., None]).round().astype(np.uint8)
+    enlarged: NDArray[np.uint8] = colors.repeat(patch, 0).repeat(patch, 1)
+    return enlarged
+
+
+def captioned(
+    panels: Sequence[NDArray[np.uint8]], captions: Sequence[tuple[str, str]], columns: int = 2
+) -> NDArray[np.uint8]:
+    """Pictures of one size beside each other on white, a title and a line of details above each.
+
+    Args:
+        panels: uint8 (h, w, 3) each; small ones are enlarged by a whole factor, pixel by pixel.
+        captions: title and details of each, without line breaks; what is too long is cut in its middle.
+        columns: panels in a row.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    height, width = panels[0].shape[:2]
+    times = max(1, min(math.ceil(LEAST / width), 4 * LEAST // height))
+    fonts = (ImageFont.load_default(15), ImageFont.load_default(13))
+    longest = max(font.getlength(line) for words in captions for line, font in zip(words, fonts, strict=True))
+    cell = max(width * times, min(math.ceil(longest), int(1.5 * LEAST)))
+    across, down = cell + GAP, 2 * LINE + height * times + GAP
+    whole = Image.new("RGB", (GAP + columns * across, GAP + math.ceil(len(panels) / columns) * down), "white")
+    draw = ImageDraw.Draw(whole)
+    for place, (panel, words) in enumerate(zip(panels, captions, strict=True)):
+        left, top = GAP + place % columns * across, GAP + place // columns * down
+        for number, (line, font, color) in enumerate(zip(words, fonts, ("#222", "#555"), strict=True)):
+            draw.text((left, top + number * LINE), _fitting(line, font, cell), color, font)
+        enlarged = Image.fromarray(panel).resize((width * times, height * times), Image.Resampling.NEAREST)
+        whole.paste(enlarged, (left, top + 2 * LINE))
+    return np.asarray(whole)
+
+
+def _fitting(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The line, with as much of its middle left out as has to be."""
+    kept = len(line)
+    while font.getlength(line) > width and kept > 2:
+        kept -= 1
+        line = f"{line[: kept // 2]}…{line[len(line) - (kept - kept // 2) :]}"
+    return line

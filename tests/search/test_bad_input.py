@@ -185,7 +185,13 @@ CORPUS = {
         "pickled/weights.safetensors: missing or damaged: Error while deserializing header: header too large"
     ),
     "reconstruct model none.png --to x": "none.png: this picture can't be read: No such file or directory",
-    "reconstruct model faces --to x": "faces: this picture can't be read: Is a directory",
+    "reconstruct model bad-faces --to x --lpips-trunk random": (
+        "none of 2 pictures can be read: bad-faces/cut.png: this picture can't be read: image file is truncated"
+    ),
+    "reconstruct model faces/a.png --to x --lpips-trunk none.pth": (
+        "--lpips-trunk: none.pth: no such file; expected torchvision's alexnet-owt-7be5be79.pth, or no such flag to go "
+        "without LPIPS"
+    ),
     "reconstruct model bad-faces/text.png --to x": (
         "bad-faces/text.png: this picture can't be read: cannot identify image file"
     ),
@@ -195,7 +201,7 @@ CORPUS = {
     "reconstruct model faces/a.png more/a.jpg --to x": (
         "faces/a.png and more/a.jpg: both would become x/a.reconstruction.png; expected different names"
     ),
-    "reconstruct model faces/a.png --to tiny.yaml": "tiny.yaml: can't be written: File exists",
+    "reconstruct model faces/a.png --to tiny.yaml --lpips-trunk random": "tiny.yaml: can't be written: File exists",
     "tokenize model none --to x.npz": (
         "none: no such folder; expected one with pictures (.jpg, .jpeg, .png, .webp, .bmp, .gif, .tif, .tiff)"
     ),

@@ -129,7 +129,7 @@ def test_a_config_is_trained_by_itself_and_a_second_call_goes_on(tmp_path):
     assert "step 3/3  val/" in first.stdout
     assert first.stdout.splitlines()[-4:] == [
         "the model is in mine/model",
-        "look at it:   mine/reconstructions.png",
+        "look at it:   mine/reconstructions.png, and worst.png beside it",
         "reconstruct:  vqsearch reconstruct mine/model PICTURE --to DIR",
         "tokenize:     vqsearch tokenize mine/model FOLDER --to tokens.npz",
     ]

@@ -37,6 +37,15 @@ def test_ssim_equals_scikit_image(pair):
     assert metrics.ssim(*pair).tolist() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(40, 53), (5, 60), (17, 16), (26, 12)])
+def test_ssim_of_a_large_image_in_blocks_is_that_of_the_whole(shape, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images, references = (torch.rand(2, 3, *shape, generator=generator) * 2 - 1 for _ in range(2))
+    whole = metrics.ssim(images, references)
+    monkeypatch.setattr(metrics, "BLOCK", 16)
+    assert torch.allclose(metrics.ssim(images, references), whole, atol=1e-6)
+
+
 def test_ssim_of_tiny_images_is_defined():
     assert metrics.ssim(torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8)).item() == pytest.approx(1)
 

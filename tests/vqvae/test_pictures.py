@@ -145,3 +145,74 @@ def test_the_sheet_shows_originals_above_their_reconstructions():
     originals = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 3, 2, 2)
     made = pictures.sheet(originals, -originals, columns=2)
     assert made[::2, ::2, 0].tolist() == [[0, 128], [255, 128], [255, 255], [0, 255]]
+
+
+def test_differences_are_amplified_and_clipped():
+    images = torch.tensor([-1.0, -0.9, 1.0, 7.0]).view(1, 1, 1, 4).expand(1, 3, 1, 4)
+    references = torch.tensor([-1.0, -1.0, 0.0, 1.0]).view(1, 1, 1, 4).expand(1, 3, 1, 4)
+    assert pictures.difference(images, references)[0, 0, :, 0].tolist() == [0, 51, 255, 0]
+    assert (pictures.difference(images, references) == pictures.difference(references, images)).all()
+
+
+def test_a_code_has_always_the_same_color_in_a_square_for_each_token():
+    indices = np.array([[0, 5, 0], [65535, 5, 1]])
+    shown = pictures.code_map(indices, 4)
+    assert shown.shape == (8, 12, 3)
+    for row, column in np.ndindex(2, 3):
+        square = shown[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].reshape(-1, 3)
+        assert (square == pictures.code_map(indices[row : row + 1, column : column + 1], 1)[0, 0]).all()
+    assert len({tuple(color) for color in pictures.code_map(indices, 1).reshape(-1, 3)}) == 4
+
+
+DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+"""Of linear RGB: Machado et al. 2009, table 1, at a severity of 1."""
+
+
+def test_successive_codes_differ_for_eyes_that_confuse_red_and_green():
+    colors = pictures.code_map(np.arange(64)[None], 1)[0] / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(DEUTERANOPIA).T, 0, 1) ** (1 / 2.2)
+    steps = np.linalg.norm(np.diff(seen, axis=0), axis=1)
+    assert steps.min() > 0.25
+    apart = np.linalg.norm(seen[:, None] - seen, axis=-1)[np.triu_indices(64, 1)]
+    assert apart.min() > 0.02
+
+
+def captions(count, title="a", details="b"):
+    return [(title, details)] * count
+
+
+def test_captioned_panels_stand_in_rows_with_words_above_each():
+    panels = [np.full((300, 400, 3), level, dtype=np.uint8) for level in (0, 60, 120)]
+    made = pictures.captioned(panels, captions(3))
+    gap, words = pictures.GAP, 2 * pictures.LINE
+    assert made.shape == (2 * (300 + words) + 3 * gap, 2 * 400 + 3 * gap, 3)
+    for place, level in enumerate((0, 60, 120)):
+        left, top = gap + place % 2 * (400 + gap), gap + place // 2 * (300 + words + gap) + words
+        assert (made[top : top + 300, left : left + 400] == level).all()
+        assert made[top - words : top, left : left + 400].min() < 100
+        assert (made[top - 2 : top, left : left + 400] == 255).all()
+    assert (made[-(300 + words + gap) :, -(400 + gap) :] == 255).all()  # no fourth panel
+
+
+@pytest.mark.parametrize(
+    ("size", "times"), [((64, 64), 4), ((100, 70), 3), ((1, 1), 256), ((4, 2000), 1), ((4, 300), 3)]
+)
+def test_small_panels_are_enlarged_pixel_by_pixel(size, times):
+    panel = np.random.default_rng(0).integers(0, 200, (size[1], size[0], 3), dtype=np.uint8)
+    made = pictures.captioned([panel], captions(1), columns=1)
+    top, left = pictures.GAP + 2 * pictures.LINE, pictures.GAP
+    enlarged = made[top : top + times * size[1], left : left + times * size[0]]
+    assert (enlarged == panel.repeat(times, 0).repeat(times, 1)).all()
+    assert made.shape[0] == top + times * size[1] + pictures.GAP
+
+
+def test_words_that_are_too_long_are_cut_and_never_run_into_the_next_panel():
+    panel = np.zeros((300, 300, 3), dtype=np.uint8)
+    made = pictures.captioned([panel, panel], captions(2, "W" * 300, "i" * 3000))
+    assert made.shape[1] <= 2 * 1.5 * pictures.LEAST + 3 * pictures.GAP
+    assert (made[:, : pictures.GAP] == 255).all()
+    middle = made.shape[1] // 2
+    assert (made[:, middle - pictures.GAP // 2 + 2 : middle + pictures.GAP // 2 - 2] == 255).all()
+    short = pictures.captioned([panel, panel], captions(2, "a", "b"))
+    assert short.shape[1] == 2 * 300 + 3 * pictures.GAP
