@@ -54,6 +54,7 @@ class Chart:
         alt: what can be seen in it, for whoever can't.
         data, layout: of plotly.js.
         height: pixels.
+        width: pixels that it needs at least; narrower pages scroll it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Chart:
     data: Sequence[Trace]
     layout: Mapping[str, Any]
     height: int = 360
+    width: int = 0
 
 
 def escape(text: object) -> str:
@@ -86,6 +88,26 @@ def axis(name: str, **more: Any) -> dict[str, Any]:
     """An axis that names a quantity with its unit."""
     unit = units.unit(name)
     return {"title": {"text": escape(f"{units.label(name)} ({unit})" if unit else units.label(name))}, **more}
+
+
+def focus(of: Findings, trials: Sequence[Trial]) -> tuple[dict[str, Any], str]:
+    """Where the values of trials lie, without those that are so much worse that the others would look alike.
+
+    Returns:
+        The range of an axis, and what a caption says of the trials outside; both empty where none is.
+    """
+    values = sorted(of.sign * t.value for t in trials if t.value is not None and math.isfinite(t.value))
+    if len(values) < 8:
+        return {}, ""
+    low, middle, high = values[0], values[len(values) // 2], values[len(values) * 9 // 10]
+    end = max(high, middle + 3 * (middle - low))
+    outside = sum(value > end for value in values)
+    if not outside or values[-1] - low < 2 * (end - low):
+        return {}, ""
+    pad = 0.06 * (end - low)
+    ends = [low - 2 * pad, end + pad]
+    span = ends if of.sign == 1 else [-end - pad, -low + 2 * pad]
+    return {"range": span}, f" Far worse, and outside the axis: {outside:,} of {len(values):,}."
 
 
 def thinned(trials: Sequence[Trial], most: int = DRAWN) -> list[Trial]:
@@ -142,27 +164,19 @@ def history(of: Findings) -> Chart:
     assert best is not None
     figure = optuna.visualization.plot_optimization_history(replica(of, of.trials)).to_plotly_json()
     complete, line = figure["data"][:2]
-    stopped = thinned([trial for trial in of.own if trial.state == "PRUNED" and trial.curve and trial.keeps_limits])
-    early = points(
-        [(trial, trial.number, trial.curve[-1][1]) for trial in stopped],
-        "stopped early, at its last value",
-        visible="legendonly",
-        marker={"color": "var(--faint)", "size": 6, "symbol": "x-thin-open"},
-    )
     complete |= {"name": "complete", "customdata": list(complete["x"]), "hoverinfo": "text"}
     complete["marker"] = {"color": "var(--c0)", "size": 7}
     line |= {"name": "best so far", "hoverinfo": "skip", "line": {"color": "var(--c0)", "width": 1.5, "shape": "hv"}}
+    seen, outside = focus(of, ranked(of))
     first = next(trial for trial in of.trials if trial.number in set(of.ranking))
     return Chart(
         name="history",
         title="What was reached, trial by trial",
-        caption=f"{units.label(of.metric)} of each complete trial by its number, and the best so far. "
-        "Stopped trials appear by a click on the legend, at their last value, which does not compare."
-        + left_out(len(stopped), len([t for t in of.own if t.state == "PRUNED" and t.curve and t.keeps_limits])),
+        caption=f"{units.label(of.metric)} of each complete trial by its number, and the best so far.{outside}",
         alt=f"The first complete trial, {first.number}, reached {units.text(of.metric, first.value)}; the best, "
         f"{best.number}, {units.text(of.metric, best.value)}; {len(of.ranking):,} trials are complete.",
-        data=[early, complete, line, *marked(of, lambda t: (t.number, t.value))],
-        layout={"xaxis": {"title": {"text": "trial"}}, "yaxis": axis(of.metric)},
+        data=[complete, line, *marked(of, lambda t: (t.number, t.value))],
+        layout={"xaxis": {"title": {"text": "trial"}}, "yaxis": axis(of.metric, **seen)},
     )
 
 
@@ -231,7 +245,11 @@ def importances(of: Findings) -> Chart:
             }
         ],
         layout={
-            "xaxis": {"title": {"text": "share of the variance"}, "tickformat": ".0%", "rangemode": "tozero"},
+            "xaxis": {
+                "title": {"text": "share of the variance"},
+                "tickformat": ".0%",
+                "range": [0, 1.12 * max(shares)],
+            },
             "yaxis": {"automargin": True, "ticksuffix": "  ", "showgrid": False, "type": "category"},
             "bargap": 0.45,
         },

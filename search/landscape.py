@@ -39,6 +39,7 @@ def slices(of: Findings) -> list[Chart]:
     """The objective over each parameter (Optuna's figure), the most important first."""
     trials = _drawn(of)
     copy = charts.replica(of, trials)
+    seen, _ = charts.focus(of, trials)
     found: list[Chart] = []
     for parameter in by_importance(of):
         if len({trial.settings[parameter.name] for trial in trials if parameter.name in trial.settings}) < 2:
@@ -61,7 +62,7 @@ def slices(of: Findings) -> list[Chart]:
                 caption="",
                 alt=f"{units.label(of.metric)} over {parameter.name}; the best trial has {shown(best)}.",
                 data=[trace, *own],
-                layout={"xaxis": _axis(of, parameter), "yaxis": charts.axis(of.metric), "showlegend": False},
+                layout={"xaxis": _axis(of, parameter), "yaxis": charts.axis(of.metric, **seen), "showlegend": False},
                 height=260,
             )
         )
@@ -133,6 +134,7 @@ def parallel(of: Findings) -> Chart | None:
             "annotations": ends,
         },
         height=420,
+        width=90 * len(columns),
     )
 
 
@@ -202,7 +204,7 @@ def _ranks(of: Findings, trials: Sequence[Trial], across: Parameter, up: Paramet
     )
     return Chart(
         name="rank",
-        title="Ranks over the same two settings",
+        title="Ranks over the two settings that mattered most",
         caption="Each complete trial by its rank, without interpolation.",
         alt=_where_the_best_is(of, across, up),
         data=[trace],

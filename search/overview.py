@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search import answer, findings, units
+from search import answer, charts, findings, units
 from search.findings import AT_A_RUNG, Findings, Trial
 from search.parameters import Parameter
 from search.standing import STATES, shown
@@ -204,10 +204,11 @@ def states(of: Findings) -> list[str]:
 
 def about_slices(of: Findings, drawn: int) -> str:
     """How to read the slices, and what is left out of them."""
+    _, outside = charts.focus(of, charts.ranked(of))
     several = f" The {drawn} most important of {len(of.space.parameters)}." if drawn < len(of.space.parameters) else ""
     return (
         f"{units.label(of.metric)} of the complete trials over one setting, the others as they happened to be. "
-        f"The large marks are the best trial, the runner-up and the baseline.{several}"
+        f"The large marks are the best trial, the runner-up and the baseline.{several}{outside}"
     )
 
 
