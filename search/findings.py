@@ -353,7 +353,7 @@ def _metrics(trial: FrozenTrial, space: Space) -> dict[str, float]:
         try:
             config = space.config(trial.params)
             return found | {"tokens": float(config.tokens), "bits_per_image": bits_per_image(config)}
-        except ConfigError:
+        except (ConfigError, KeyError):  # a value that the space does not know, in a storage others write to
             return found
     return found
 
