@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +39,12 @@ DPI = 220
 
 COLUMNS = 6
 """Pictures side by side."""
+
+OUTLIER = 3.0
+"""Interquartile ranges beyond the third quartile after which a value is drawn at the edge."""
+
+MANY = 8
+"""Values from which on some of them may be outliers."""
 
 BITS = "val/entropy_bits_per_image"
 
@@ -100,14 +105,14 @@ def history(found: Sequence[Findings]) -> Figure | None:
             )
         entries = _of_studies(found)
         if len(found) == 1:
-            stopped = [t for t in first.trials if t.state == "PRUNED" and t.curve]
-            axes.plot([t.number for t in stopped], [within.clip(t.curve[-1][1]) for t in stopped], "x", **_STOPPED)
+            stopped = [t.number for t in first.trials if t.state == "PRUNED" and t.curve]
+            axes.plot(stopped, [within.worst] * len(stopped), "|", clip_on=False, **_STOPPED)
             baselines = [t for t in first.baselines if t.value is not None]
             axes.plot([t.number for t in baselines], [within.clip(t.value) for t in baselines], "D", **_BASELINE)
             entries = [
                 _entry("complete", marker="o", color=BLUE, lw=0, ms=3),
                 _entry("best so far", color=BLUE),
-                *([_entry("stopped, at its last rung", marker="x", lw=0, **_STOPPED)] if stopped else []),
+                *([_entry("stopped early", marker="|", lw=0, **_STOPPED)] if stopped else []),
                 *([_entry("baseline", marker="D", lw=0, **_BASELINE)] if baselines else []),
             ]
         axes.set_xlabel("trial")
@@ -196,7 +201,7 @@ def importances(findings: Findings) -> Figure | None:
         bars = axes.barh([printable(name) for name, _ in shares], [100 * share for _, share in shares], color=BLUE)
         axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
         axes.set_xlim(0, max(100 * share for _, share in shares) * 1.12)
-        axes.set_xlabel(f"share of the variance of {units.label(findings.metric)} (%)")
+        axes.set_xlabel("share of variance (%)")
         axes.tick_params(left=False)
         return figure
 
@@ -250,25 +255,26 @@ def axis(metric: str) -> str:
     return f"{units.label(metric)}{f' ({unit})' if unit else ''}{arrow}"
 
 
-_STOPPED: dict[str, Any] = {"color": GRAY, "ms": 3, "mew": 0.6}
+_STOPPED: dict[str, Any] = {"color": GRAY, "ms": 4, "mew": 0.5}
 _BASELINE: dict[str, Any] = {"color": VERMILLION, "ms": 4, "mec": BLACK, "mew": 0.6, "zorder": 3}
 
 
 class _Range:
-    """The values that an axis shows: the better ones whole, and of the worse ones what does not flatten the rest.
+    """The values that an axis shows: all, but for far outliers on the worse side, which would flatten the rest.
 
     Args:
-        values: all of them.
+        values: at least one.
         sign: 1 where less is better, else -1.
     """
 
     def __init__(self, values: Sequence[float], sign: int) -> None:
-        finite = sorted(sign * value for value in values if math.isfinite(value))
-        middle = statistics.median(finite) if finite else 0.0
-        best, worst = (finite[0], finite[-1]) if finite else (0.0, 0.0)
-        worst = min(worst, middle + 4 * (middle - best)) if middle > best else worst
-        margin = 0.06 * (worst - best) or 0.5 * abs(best) or 1.0
-        self._ends = sorted((sign * (best - margin), sign * (worst + margin)))
+        ranked = np.sort(sign * np.array(values))
+        near, far = np.quantile(ranked, (0.25, 0.75))
+        best = float(ranked[0])
+        worst = float(ranked[ranked <= far + OUTLIER * (far - near)][-1]) if len(ranked) >= MANY else float(ranked[-1])
+        margin = 0.06 * (worst - best) or 0.05 * abs(best) or 1.0
+        self.worst = sign * (worst + margin)
+        self._ends = sorted((sign * (best - margin), self.worst))
 
     def clip(self, value: float | None) -> float:
         """The value, or the end of the axis beyond which it lies."""

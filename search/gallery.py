@@ -14,6 +14,21 @@ LoadPicture = Callable[[Findings, records.Picture], bytes | None]
 """The PNG of a picture; None where it can't be reached."""
 
 
+CAPTIONS = {
+    "history": "The objective of each complete trial, and the best so far. Trials that were stopped early have no "
+    "final value and are marked at the edge, as are values far beyond the others.",
+    "rungs": "The objective of each trial at the steps at which trials were compared, and at the last one.",
+    "pareto": "Quality against entropy-coded size of the complete trials; filled: no other one is better in both.",
+    "importances": "How much of the objective's variance over the complete trials each setting explains (fANOVA).",
+    "reconstructions": "Held-out images above what the trials make of them.",
+    "worst": "The held-out images with the largest error of the winner, the worst first, above what it makes of them.",
+}
+"""What a figure shows, by the first word of its name."""
+
+OF_ONE = ("importances", "reconstructions", "worst")
+"""Those that show one study alone."""
+
+
 def draw(found: Sequence[Findings], load_picture: LoadPicture) -> Iterator[tuple[str, Figure | None]]:
     """The figures of a report by name, None where there is nothing to draw.
 
@@ -27,6 +42,7 @@ def draw(found: Sequence[Findings], load_picture: LoadPicture) -> Iterator[tuple
         yield f"importances{of}", figures.importances(each)
         resolution = each.space.base.data.resolution
         yield f"reconstructions{of}", figures.reconstructions(_sheets(each, load_picture), resolution)
+        yield f"worst{of}", figures.reconstructions(_worst(each, load_picture), resolution)
 
 
 def _sheets(findings: Findings, load_picture: LoadPicture) -> list[tuple[str, bytes]]:
@@ -40,6 +56,12 @@ def _sheets(findings: Findings, load_picture: LoadPicture) -> list[tuple[str, by
     return [(name, png) for name, png in loaded if png is not None]
 
 
+def _worst(findings: Findings, load_picture: LoadPicture) -> list[tuple[str, bytes]]:
+    picture = findings.best.picture("worst") if findings.best else None
+    png = load_picture(findings, picture) if picture else None
+    return [(f"trial {findings.best.number}\n(the winner)", png)] if findings.best and png is not None else []
+
+
 def why_not(found: Sequence[Findings], name: str) -> str:
     """Why a figure is missing, in words."""
     kind, _, place = name.partition("_")
@@ -49,5 +71,4 @@ def why_not(found: Sequence[Findings], name: str) -> str:
         "rungs": "no trial was measured",
         "pareto": "fewer than two complete trials with an entropy-coded size besides the objective",
         "importances": findings.why_no_importances,
-        "reconstructions": f"no picture of the best trials can be read below {printable(findings.root)}",
-    }[kind]
+    }.get(kind, f"no such picture of the best trials can be read below {printable(findings.root)}")

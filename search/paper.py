@@ -18,8 +18,8 @@ from search.gallery import LoadPicture
 from search.tables import Column
 from search.text import printable
 
-COLUMNS_AT_ONCE = 7
-"""Quantities side by side; more go into a further block of the table, so that the type need not shrink."""
+LINE = 100
+"""Characters of 8 pt that fit side by side on a page of two columns; what does not goes into a further block."""
 
 
 def write(found: Sequence[Findings], folder: Path, load_picture: LoadPicture) -> list[str]:
@@ -57,9 +57,9 @@ def table_tex(found: Sequence[Findings]) -> str:
     chosen = tables.rows(found)
     first = found[0]
     names, quantities, settings = tables.names(chosen), tables.measured(chosen), tables.settings(chosen)
-    blocks = [*_blocks(quantities), *_blocks(settings)]
+    blocks = [*_blocks(names, quantities), *_blocks(names, settings)]
     breaks = [row for row in range(1, len(chosen)) if chosen[row][0] is not chosen[row - 1][0]]
-    tabulars = "\n\n\\medskip\n\n".join(_tabular([*names, *block], breaks) for block in blocks)
+    tabulars = "\n\n\\medskip\n\n".join(_tabular(block, breaks) for block in blocks)
     studies = answer.listed([each.study for each in found])
     steps = answer.listed(list(dict.fromkeys(f"{each.space.budget.steps:,}" for each in found)))
     caption = (
@@ -69,22 +69,30 @@ def table_tex(found: Sequence[Findings]) -> str:
     )
     return (
         "% Needs \\usepackage{booktabs}.\n"
-        "\\begin{table*}\n  \\centering\n  \\footnotesize\n  \\setlength{\\tabcolsep}{4pt}\n"
-        f"  \\caption{{{tex(caption)}}}\n  \\label{{tab:{re.sub('[^A-Za-z0-9.-]', '-', first.study)}}}\n"
+        "\\begin{table*}\n  \\centering\n  \\footnotesize\n  \\setlength{\\tabcolsep}{3pt}\n"
+        f"  \\caption{{{tex(caption)}}}\n  \\label{{tab:{re.sub('[^A-Za-z0-9.-]', '-', first.study)}}}\n  \\medskip\n"
         f"{tabulars}\n\\end{{table*}}\n"
     )
 
 
-def _blocks(columns: Sequence[Column]) -> list[Sequence[Column]]:
-    """As few blocks as hold the columns, of like width."""
-    number = -(-len(columns) // COLUMNS_AT_ONCE)
-    size = -(-len(columns) // number) if number else 1
-    return [columns[start : start + size] for start in range(0, len(columns), size)]
+def _blocks(names: Sequence[Column], columns: Sequence[Column]) -> list[list[Column]]:
+    """As many columns side by side as fit into a line, and more in further blocks; each begins with the names."""
+    blocks: list[list[Column]] = []
+    for column in columns:
+        if not blocks or sum(map(_width, (*blocks[-1], column))) > LINE:
+            blocks.append([*names])
+        blocks[-1].append(column)
+    return blocks
+
+
+def _width(column: Column) -> int:
+    """Characters with the space after it."""
+    return max(map(len, (column.heading + "  " * bool(column.better), f"({column.unit})", *column.cells))) + 2
 
 
 def _tabular(columns: Sequence[Column], breaks: Sequence[int]) -> str:
     kinds = "".join("r" if _numeric(column) else "l" for column in columns)
-    lines = [f"  \\begin{{tabular}}{{{kinds}}}", "    \\toprule"]
+    lines = [f"  \\begin{{tabular*}}{{\\textwidth}}{{@{{\\extracolsep{{\\fill}}}}{kinds}@{{}}}}", "    \\toprule"]
     lines.append(f"    {' & '.join(_heading(column) for column in columns)} \\\\")
     if any(column.unit for column in columns):
         lines.append(f"    {' & '.join(f'({tex(c.unit)})' if c.unit else '' for c in columns)} \\\\")
@@ -94,7 +102,7 @@ def _tabular(columns: Sequence[Column], breaks: Sequence[int]) -> str:
         cells = [tex(column.cells[row]) for column in columns]
         cells = [f"\\textbf{{{cell}}}" if row in c.best else cell for cell, c in zip(cells, columns, strict=True)]
         lines.append(f"    {' & '.join(cells)} \\\\")
-    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}"])
+    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular*}"])
 
 
 def _heading(column: Column) -> str:

@@ -111,9 +111,8 @@ def _quantity(name: str, chosen: Sequence[Row]) -> Column:
 def _hours(chosen: Sequence[Row]) -> Column:
     gpus = any(each.space.resources.gpus for each, _ in chosen)
     values = [trial.seconds / 3600 * (each.space.resources.gpus if gpus else 1.0) for each, trial in chosen]
-    return Column(
-        name="", heading="GPU-hours" if gpus else "training time", unit="h", cells=tuple(f"{v:.3g}" for v in values)
-    )
+    cells = tuple(f"{value:,.2f}" if max(values) >= 1 else f"{value:.4f}" for value in values)
+    return Column(name="", heading="GPU-hours" if gpus else "training time", unit="" if gpus else "h", cells=cells)
 
 
 def _best(values: Sequence[float | None], cells: Sequence[str], better: str) -> frozenset[int]:
