@@ -87,7 +87,11 @@ def launch(
 @address_option
 @wait_option
 @click.option(
-    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set budget, parallel or resources of the study."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Set budget, parallel, resources, keep or log of the study.",
 )
 @quiet_option
 @detach_option
@@ -139,6 +143,7 @@ def resume(
 @json_option
 def validate(space: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
     """Check space files: keys, ranges, baselines, and that every choice builds."""
+    from search import curves
     from search import launch as launching
     from search import space as spaces
 
@@ -146,6 +151,7 @@ def validate(space: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) 
     for path in space:
         loaded = spaces.load(path, overrides)
         launching.check_trainable(loaded)
+        curves.check(loaded, loaded.output or "")
         checked.append({"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps})
         if not as_json:
             rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from search import cluster, extension, lease, lengthening, output, progress, records, storage, study
+from search import cluster, curves, extension, lease, lengthening, output, progress, records, storage, study
 from search.errors import SpaceError, VqsearchError
 from search.patience import Patient
 from search.progress import View
@@ -70,6 +70,7 @@ def launch(
         lease.refuse_if_held(store, space.study)
         if _nothing_left(known, space.budget.trials, view):
             return 0
+    curves.check(space, records.output(known) if known is not None else absolute or "")
     opening = functools.partial(study.create, store, space, absolute, copies=copies)
     return _run(space, opening, address, wait_for_nodes, view)
 
@@ -111,6 +112,7 @@ def resume(
     if _nothing_left(known, space.budget.trials, view):
         return 0
     moved = None if root is None else output.absolute(root)
+    curves.check(space, moved or records.output(known))
     output.check(moved or records.output(known), create=False)
 
     def opening(_parallel: int) -> OpenStudy:
@@ -258,7 +260,7 @@ def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> int:
     steering = Steering(opened, control)
     measured = measure()
     try:
-        with view.watching(opened), _signals(opened, steering.drain, view) as caught:
+        with view.watching(opened), curves.written(opened), _signals(opened, steering.drain, view) as caught:
 
             def steer() -> None:
                 _take_back_sigusr1()

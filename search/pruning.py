@@ -113,6 +113,7 @@ def take(opened: OpenStudy, flight: Flight, report: dict[str, Any]) -> Outcome |
     trial, step = flight.trial, int(report["step"])
     metrics = {name: float(value) for name, value in report["metrics"]}
     flight.step, flight.metrics = step, flight.metrics | metrics
+    opened.reported(flight, metrics)
     if report["checkpoint"]:
         held_out = {name: value for name, value in flight.metrics.items() if not name.startswith("train/")}
         known = opened.frozen(trial)

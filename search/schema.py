@@ -69,6 +69,15 @@ class Keep(_Part):
     """Complete trials that keep their checkpoints; of all others only pictures stay."""
 
 
+class Log(_Part):
+    """Where curves go besides the study; may change when a study goes on."""
+
+    tensorboard: bool = False
+    """Event files in OUTPUT/STUDY/tensorboard, for ``tensorboard --logdir``."""
+    wandb: str | None = Field(default=None, min_length=1, max_length=128)
+    """Project of Weights & Biases; a run for each trial."""
+
+
 class Limits(_Part):
     """Bounds of a quantity; a trial outside them is infeasible."""
 
@@ -89,6 +98,7 @@ class File(_Part):
     retries: int = Field(default=2, ge=0)
     seed: int = Field(default=0, ge=0)
     keep: Keep = Keep()
+    log: Log = Log()
     storage: str | None = None
     output: str | None = None
     train: dict[str, Any] = {}
@@ -125,6 +135,9 @@ def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> Spac
         return document.error(path, f"unknown key; {hint}")
     wanted = {
         "string_type": "must be text",
+        "string_too_short": "must not be empty",
+        "string_too_long": "must have at most {max_length} characters",
+        "bool_type": "must be true or false",
         "int_type": "must be a whole number",
         "int_from_float": "must be a whole number",
         "float_type": "must be a number",
@@ -138,5 +151,7 @@ def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> Spac
         "finite_number": "must be a finite number",
         "less_than_equal": "must be at most {le:g}",
     }.get(first["type"], first["msg"])
-    words = wanted.format_map({**first.get("ctx", {})}).replace("'", "").replace(" or ", ", ")
+    words = wanted.format_map({**first.get("ctx", {})}).replace("'", "")
+    if first["type"] == "literal_error":
+        words = words.replace(" or ", ", ")
     return document.error(path, f"{words}, but got {first['input']!r}")

@@ -113,7 +113,9 @@ class StudySearcher(Searcher):
             return
         try:
             opened.lease.check()
-            tell(opened, flight, flight.outcome or _lost(opened, flight))
+            outcome = flight.outcome or _lost(opened, flight)
+            tell(opened, flight, outcome)
+            opened.ended(flight, outcome)
         except Exception as error:  # noqa: BLE001 - Ray would swallow it: the trial would stay RUNNING for ever
             opened.failure = error
         else:

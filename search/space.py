@@ -17,7 +17,7 @@ from typing import Any
 from search import parameters, schema, yaml12
 from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
-from search.schema import Budget, File, Keep, Limits, Objective, Pruner, Resources, Sampler
+from search.schema import Budget, File, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
 from vqvae import config as vqvae_config
 from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig
@@ -34,7 +34,7 @@ class Space:
     """A validated space file.
 
     Attributes:
-        study, objective, budget, sampler, pruner, resources, parallel, seed, keep, storage, output: as in the file.
+        study, objective, budget, sampler, pruner, resources, parallel, seed, keep, log, storage, output: as there.
         retries: how often a trial goes on after it lost its worker.
         base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
         parameters: what is searched, parents of conditions before their children.
@@ -54,6 +54,7 @@ class Space:
     retries: int
     seed: int
     keep: Keep
+    log: Log
     storage: str | None
     output: str | None
     base: TrainConfig
@@ -191,6 +192,7 @@ def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> S
         retries=file.retries,
         seed=file.seed,
         keep=file.keep,
+        log=file.log,
         storage=file.storage,
         output=_absolute_output(file.output, folder),
         base=base,

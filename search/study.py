@@ -30,7 +30,10 @@ from search.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # The search speaks for itself.
 
-OPERATIONAL = ("budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus", "keep.best")
+OPERATIONAL = (
+    "budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus", "keep.best", "log.tensorboard",
+    "log.wandb",
+)  # fmt: skip
 """Keys that change how long and where a search runs and what it keeps, but no trial: they may change later."""
 
 
@@ -88,6 +91,8 @@ class OpenStudy:
         draining: no trial starts any more, and those that run are handed back.
         paused: `time.monotonic()` since when no trial starts, until someone says go on; None while they do.
         notify: takes a line for people, about one trial or the search as a whole.
+        reported: takes what a running trial has just reported.
+        ended: takes how a trial ends, or that it is handed back.
         notes: lines for people about the opening.
         failure: what went wrong where Ray would have swallowed it; the search ends with it.
     """
@@ -101,6 +106,8 @@ class OpenStudy:
     draining: bool = False
     paused: float | None = None
     notify: Callable[[str], None] = lambda _line: None
+    reported: Callable[[Flight, Mapping[str, float]], None] = lambda _flight, _metrics: None
+    ended: Callable[[Flight, Outcome], None] = lambda _flight, _outcome: None
     notes: list[str] = field(default_factory=list)
     failure: Exception | None = None
     opened: float = field(default_factory=time.monotonic)
