@@ -98,7 +98,9 @@ class _Maker:
         chance, budget = self.chance, self.space.budget
         sampler = optuna.samplers.RandomSampler(seed=chance.getrandbits(31))
         probe = optuna.create_study(sampler=sampler).ask()
-        labels = parameters.suggest(self.space.parameters, probe)
+        drawn = parameters.suggest(self.space.parameters, probe)
+        ordered = {each.name: each for each in self.space.parameters if each.ordered}
+        labels = {k: parameters.snap(ordered[k], v) if k in ordered else v for k, v in drawn.items()}
         parameters.suggest(self.space.parameters, fixed := FixedTrial(labels))  # type: ignore[arg-type]
         size = labels["model.depth"] * 2 * 12 * 256**2 + 4e6
         attributes: dict[str, Any] = {}

@@ -63,7 +63,8 @@ def described(study: int, number: int, pictures: Iterable[Picture]) -> dict[str,
         name = artifact_id(study, number, picture)
         description = {
             "artifact_id": name,
-            "filename": f"{picture.name} at step {picture.step}{output.PICTURES}",
+            # The dashboard sorts them as text.
+            "filename": f"{picture.name} at step {picture.step:06}{output.PICTURES}",
             "mimetype": "image/png",
             "encoding": None,
         }

@@ -68,17 +68,45 @@ def best(storage: str | None, study: str | None, top: int, as_json: bool) -> Non
 
 
 @click.command(
-    cls=Command, epilog="vqsearch dashboard\nvqsearch dashboard --storage postgresql://me@db/studies --port 8081"
+    cls=Command,
+    epilog="vqsearch dashboard\n"
+    "vqsearch dashboard --storage postgresql://me@db/studies --study demo --port 8081\n"
+    "vqsearch dashboard --host 0.0.0.0 --password-file ~/.dashboard-password",
 )
 @storage_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on.")
-def dashboard(storage: str | None, host: str, port: int) -> None:
-    """Serve the Optuna dashboard of a storage."""
+@click.option("--study", metavar="NAME", help="Name the page of this study. Default: the list of all.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; one that other machines reach needs a password.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 for a free one.")
+@click.option("--write", is_flag=True, help="Let people edit notes and delete studies; else they can only look.")
+@click.option(
+    "--password-file",
+    metavar="FILE",
+    help="A file whose first line people must know. Default: $VQSEARCH_DASHBOARD_PASSWORD, else no password.",
+)
+def dashboard(
+    storage: str | None, study: str | None, host: str, port: int, write: bool, password_file: str | None
+) -> None:
+    """Serve the Optuna dashboard of a storage: curves, settings, notes and pictures of its studies."""
+    from search import login
+
+    word = login.password(password_file)
+    if word is None and not login.is_loopback(host):
+        raise UserError(
+            f"--host {host}: other machines reach this address, and the dashboard asks nobody who they are; expected "
+            f"--password-file FILE or ${login.VARIABLE}"
+        )
     from search import dashboard as serving
+    from search import study as studies
     from search.storage import open_storage
 
-    serving.serve(open_storage(storage_url(storage), create=False), host, port, click.echo)
+    opened = open_storage(storage_url(storage), create=False)
+    shown = studies.load(opened, study)[0]._study_id if study is not None else None
+    serving.serve(serving.listen(opened, host, port, password=word, write=write), shown, click.echo)
 
 
 @click.command(

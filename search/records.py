@@ -281,6 +281,13 @@ def set_metrics(trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
             trial.set_user_attr(name, value)
 
 
+def readable(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a trial, or of a study, without those that only a search reads."""
+    own = {CHECKPOINT, PICTURES, INVALID, ENQUEUED, COPIED}
+    prefixes = ("vqsearch:", "decision at ")
+    return {name: value for name, value in attributes.items() if name not in own and not name.startswith(prefixes)}
+
+
 def reason(trial: FrozenTrial) -> str:
     """Why the trial ended, "" for one that just finished."""
     return str(trial.user_attrs.get(REASON, ""))

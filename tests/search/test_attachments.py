@@ -48,8 +48,8 @@ def place(tmp_path, tiny_file):
 def test_optuna_reads_the_pictures_of_a_trial_as_its_artifacts(place):
     found = get_all_artifact_meta(place.trial)
     assert [(meta.filename, meta.mimetype) for meta in found] == [
-        ("reconstructions at step 2.png", "image/png"),
-        ("worst at step 2.png", "image/png"),
+        ("reconstructions at step 000002.png", "image/png"),
+        ("worst at step 000002.png", "image/png"),
     ]
     assert [place.store.open_reader(meta.artifact_id).read() for meta in found] == [b"reconstructions", b"worst"]
 
