@@ -32,8 +32,8 @@ def log_of(url: str, name: str, root: str | None) -> Path:
     if root is None:
         with contextlib.suppress(StorageError, StudyError):
             root = records.output(load(open_storage(url, create=False), name)[0])
-    folder = output.DEFAULT if root is None or "://" in root else root
-    return Path(output.absolute(folder)) / name / LOG
+    place = output.absolute(output.DEFAULT if root is None else root)
+    return Path(output.absolute(output.DEFAULT) if "://" in place else place) / name / LOG
 
 
 def start(arguments: Sequence[str], url: str, log: Path) -> tuple[subprocess.Popen[bytes], int]:

@@ -72,7 +72,13 @@ def launch(
             return 0
     curves.check(space, records.output(known) if known is not None else absolute or "")
     opening = functools.partial(study.create, store, space, absolute, copies=copies)
-    return _run(space, opening, address, wait_for_nodes, view)
+    place = absolute or output.absolute(output.DEFAULT) if known is None else records.output(known)
+    with output.reached(place, create=known is None):
+        if known is None:
+            output.require_unclaimed(place, space.study)
+        else:
+            study.require_files(known, place)
+        return _run(space, opening, address, wait_for_nodes, view)
 
 
 def resume(
@@ -114,6 +120,7 @@ def resume(
     moved = None if root is None else output.absolute(root)
     curves.check(space, moved or records.output(known))
     output.check(moved or records.output(known), create=False)
+    study.require_files(known, moved or records.output(known))
 
     def opening(_parallel: int) -> OpenStudy:
         return study.resume(store, known.study_name, changes, moved, steps)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,8 +57,28 @@ def folder_of(study: str, number: int, step: int) -> str:
 
 
 def absolute(root: str) -> str:
-    """A root that means the same from any working folder; URLs stay as they are."""
+    """A root that means the same from any working folder; URLs stay as they are.
+
+    Raises:
+        OutputError: a URL that holds keys.
+    """
+    _refuse_keys(root)
     return root if "://" in root else str(Path(root).expanduser().resolve())
+
+
+def shown(root: str) -> str:
+    """A root without the keys that a URL may hold: before the host, or in the query."""
+    root = re.sub(r"(://[^:/]*):[^@]+@(?:[^?]*@)?", r"\1:***@", root)
+    return re.sub(r"([?&][^=&]*(?:key|password|secret|sig|token)=)[^&]+", r"\1***", root, flags=re.IGNORECASE)
+
+
+def _refuse_keys(root: str) -> None:
+    if "://" in root and shown(root) != root:
+        raise OutputError(
+            f"{shown(root)}: an output root is kept in the study and shown, and with it the keys in its URL; expected "
+            "a URL without them, and keys where each node's client of the bucket looks for them, such as "
+            "$AWS_SECRET_ACCESS_KEY or ~/.aws/credentials"
+        )
 
 
 def check(root: str, create: bool = True, timeout_s: float = ANSWER_S) -> None:
@@ -86,6 +107,24 @@ def check(root: str, create: bool = True, timeout_s: float = ANSWER_S) -> None:
     if asked.returncode:
         words = asked.stdout.strip() or asked.stderr.strip().rpartition("\n")[2]
         raise OutputError(words or f"{root}: the output root can't be written")
+
+
+@contextlib.contextmanager
+def reached(root: str, create: bool) -> Iterator[None]:
+    """As `check`, before work that is for nothing without the root; a folder made for that goes if it stays empty.
+
+    Raises:
+        OutputError: as `check`.
+    """
+    place = Path(absolute(root))
+    new = [path for path in (place, *place.parents) if not path.exists()] if create and "://" not in root else []
+    check(root, create)
+    try:
+        yield
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def answer() -> None:
@@ -296,6 +335,24 @@ def owner(root: str, study: str) -> str:
         return ""
 
 
+def require_unclaimed(root: str, study: str) -> None:
+    """Make sure that a new study finds no files of another one of its name.
+
+    Raises:
+        OutputError: it would; the message names the ways out.
+    """
+    try:
+        claimed = owner(root, study) != ""
+    except OSError as error:
+        raise OutputError(f"{root}: the output root can't be read: {error}") from None
+    if claimed:
+        raise OutputError(
+            f"{root}: the folder {study} holds files of another study of this name, whose checkpoints a new one would "
+            "overwrite; expected --study with another name, --output with another root, or the folder removed if that "
+            "study is no more"
+        )
+
+
 def require(root: str, study: str) -> None:
     """Make sure that a root still is the one where a study has its files.
 
@@ -308,7 +365,8 @@ def require(root: str, study: str) -> None:
     """
     if not owner(root, study):
         raise OutputError(
-            f"{root}: the folder {study}, where the study has its files, is not there any more; expected it back"
+            f"{root}: the folder {study}, where the study has its files, is not there any more; --output says where it "
+            "has moved"
         )
 
 
@@ -316,10 +374,11 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """The file system of a root and the root's path in it.
 
     Raises:
-        OutputError: neither a folder nor a URL that pyarrow knows.
+        OutputError: neither a folder nor a URL that pyarrow knows, or one with keys.
     """
     if "://" not in root:
         return fs.LocalFileSystem(), absolute(root)
+    _refuse_keys(root)
     try:
         system, path = fs.FileSystem.from_uri(root)
     except (OSError, ValueError) as error:

@@ -252,7 +252,7 @@ def create(
     Raises:
         StudyError: the name is taken by another search; the message shows the difference and the ways on.
         LeaseError: another driver runs it.
-        OutputError: the output root can't be written.
+        OutputError: the output root can't be written, or a new study would find files of another one there.
     """
     study = existing(storage, wanted, root)
     if study is None:
@@ -260,6 +260,7 @@ def create(
         with contextlib.suppress(KeyError):  # Refused before an output root is made for it.
             _refuse_a_foreign_one(optuna.load_study(study_name=wanted.study, storage=storage), wanted, copies)
         output.check(root)
+        output.require_unclaimed(root, wanted.study)
         with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # The lease decides between two drivers.
             storage.create_new_study([_direction(wanted)], wanted.study)
         study = optuna.load_study(study_name=wanted.study, storage=storage)
@@ -302,6 +303,7 @@ def resume(
     study, stored = load(storage, name)
     changed = operational(stored, changes or {})
     output.check(root or records.output(study), create=False)
+    require_files(study, root or records.output(study))
     lease = Lease(storage, study.study_name)
     with _given_back_on_error(lease):
         if steps is not None:
@@ -309,6 +311,20 @@ def resume(
             changed = lengthen(changed, trials, steps)
             records.add_length(study, len(trials), stored.budget.steps, steps)
         return _enter(study, changed, root or records.output(study), lease)
+
+
+def require_files(study: optuna.Study, root: str) -> None:
+    """Make sure that a root has the files of a study that has any; the place where a disk was mounted has none.
+
+    Raises:
+        OutputError: it has not.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if any(records.checkpoint(trial) is not None and records.copied(trial) is None for trial in trials):
+        try:
+            output.require(root, study.study_name)
+        except OSError as error:
+            raise OutputError(f"{root}: the output root can't be read: {error}") from None
 
 
 def operational(stored: Space, changes: Mapping[str, Any]) -> Space:

@@ -1,5 +1,6 @@
 """What stays on the disk and what goes, over a trainer that computes curves and writes small files."""
 
+import io
 import json
 import os
 from types import SimpleNamespace
@@ -8,11 +9,13 @@ import optuna
 import pytest
 from click.testing import CliRunner
 from optuna.trial import TrialState
+from rich.console import Console
 
-from search import cleaning, models, output, pruning, records, retention, space, storage, study
+from search import cleaning, launch, models, output, pruning, records, retention, space, storage, study
 from search import lease as leases
 from search.cli import cli
 from search.errors import LeaseError, OutputError, StudyError, UserError
+from search.progress import View
 from search.searcher import Assignment, StudySearcher
 from vqvae.conversion import from_dict
 
@@ -184,12 +187,31 @@ def test_what_cannot_be_removed_is_told_and_the_search_goes_on(place, monkeypatc
     assert "a checkpoint that is not needed any more can't be removed: Read-only file system" in told
 
 
+def test_a_new_study_whose_files_would_mix_with_those_of_another_one_is_refused(place, tmp_path):
+    opened(place).close()
+    expected = (
+        f"{place.root}: the folder tiny holds files of another study of this name, whose checkpoints a new one would "
+        "overwrite; expected --study with another name, --output with another root, or the folder removed if that "
+        "study is no more"
+    )
+    other = f"journal:///{tmp_path}/others"
+    view = View(Console(file=io.StringIO()))
+    with pytest.raises(OutputError) as early:
+        launch.launch(place.space, url=other, root=place.root, view=view)
+    with pytest.raises(OutputError) as late:
+        study.create(storage.open_storage(other), place.space, place.root, 1)
+    assert str(early.value) == str(late.value) == expected
+    assert study.studies(storage.open_storage(other)) == []
+    assert view.console.file.getvalue() == ""  # no picture was decoded
+
+
 def test_files_of_another_study_of_the_same_name_are_never_taken_for_rubbish(place, tmp_path):
     drive(opened(place))
     before = output.files(place.root, "tiny")
     other = SimpleNamespace(**vars(place))
-    other.url = f"journal:///{tmp_path}/others"
-    driver = opened(other)
+    other.url, other.root = f"journal:///{tmp_path}/others", f"{tmp_path}/another"
+    opened(other).close()
+    driver = study.resume(storage.open_storage(other.url), "tiny", root=place.root)
     assert driver.notes == [
         f"{place.root}: the folder tiny holds files of another study of this name, so that nothing is cleaned up "
         "there; --output gives this one a root of its own"

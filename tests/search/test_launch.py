@@ -17,11 +17,12 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search import launch
-from search.errors import StorageError
+from search import launch, space
+from search.errors import OutputError, StorageError
 from search.lease import is_lease
 from search.progress import View
 from search.storage import open_storage
+from vqvae.sources import DataError
 
 VQSEARCH = [sys.executable, "-m", "search"]
 
@@ -326,6 +327,24 @@ def test_a_diverged_trial_is_pruned_with_its_reason_and_the_search_goes_on(tiny_
     assert diverged
     assert all(trial.state == TrialState.PRUNED and "expected a finite value" in trial.user_attrs["reason"]
                for trial in diverged)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["tiny.yaml/out", "new/deep/out"])
+def test_an_output_root_is_tried_before_any_picture_is_decoded_and_leaves_nothing(tiny_file, tmp_path, place):
+    wanted = space.load(tiny_file, ["train.data={source: folder, path: /no/such/folder, resolution: 64}"])
+    dead = place.startswith("tiny.yaml")
+    expected = (
+        (OutputError, "tiny.yaml/out: the output root can't be written: ") if dead else (DataError, "no such fold")
+    )
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(expected[0], match=expected[1]):
+        launch.launch(
+            wanted,
+            url=f"sqlite:///{tmp_path.parent}/{tmp_path.name}.db",
+            root=str(tmp_path / place),
+            view=View(Console(file=io.StringIO())),
+        )
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_corrupt_picture_is_skipped_counted_and_named(tiny_file, tmp_path):

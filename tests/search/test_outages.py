@@ -3,6 +3,7 @@
 Disks are small ones of our own, mounted in a namespace that nobody else sees and that is gone with its last process.
 """
 
+import io
 import os
 import re
 import shutil
@@ -14,9 +15,12 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
-from search.errors import StorageError
+from search import launch, output, records, space, study
+from search.errors import OutputError, StorageError
 from search.lease import is_lease
+from search.progress import View
 from search.storage import open_storage
 
 VQSEARCH = [sys.executable, "-m", "search"]
@@ -77,6 +81,30 @@ def resumed(folder, *flags, within=(), studies="."):
     names = optuna.get_all_study_names(f"sqlite:///{folder / studies}/vqsearch.db")
     assert not [name for name in names if is_lease(name)]
     return ran.stdout
+
+
+def test_the_empty_place_of_a_disk_that_is_not_mounted_is_not_taken_for_the_output_root(tiny_file, tmp_path):
+    store, root = open_storage(f"journal:///{tmp_path}/studies"), tmp_path / "out"
+    opened = study.create(store, space.load(tiny_file), str(root), 1)
+    trial = opened.study.ask()
+    record = records.CheckpointRecord(step=2, folder=output.folder_of("tiny", 0, 2), metrics={})
+    records.set_checkpoint(trial, record)
+    opened.close()
+    root.rename(tmp_path / "away")
+    root.mkdir()
+    expected = (
+        rf"^{root}: the folder tiny, where the study has its files, is not there any more; --output says where it"
+    )
+    view = View(Console(file=io.StringIO()))
+    for go_on in (
+        lambda: study.resume(store, "tiny"),
+        lambda: launch.resume(url=f"journal:///{tmp_path}/studies", name="tiny", view=view),
+        lambda: launch.launch(space.load(tiny_file), url=f"journal:///{tmp_path}/studies", root=None, view=view),
+    ):
+        with pytest.raises(OutputError, match=expected):
+            go_on()
+    assert not list(root.iterdir())
+    study.resume(store, "tiny", root=str(tmp_path / "away")).close()
 
 
 @pytest.fixture
@@ -150,7 +178,7 @@ def test_an_output_root_that_vanishes_is_not_made_anew_and_the_search_goes_on_on
     (folder / "out").rename(folder / "away")
     assert re.fullmatch(
         rf"vqsearch: trial \d can't run: {folder}/out: the folder tiny, where the study has its files, is not there "
-        "any more; expected it back; once that is mended, vqsearch resume --study tiny goes on",
+        "any more; --output says where it has moved; once that is mended, vqsearch resume --study tiny goes on",
         refusal(process),
     )
     assert handed_back(folder)

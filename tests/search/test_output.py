@@ -1,11 +1,14 @@
+import io
 import socket
 import time
 
 import pytest
 from pyarrow import fs
+from rich.console import Console
 
-from search import output
+from search import detach, launch, output, space
 from search.errors import OutputError
+from search.progress import View
 
 
 def write(text):
@@ -90,6 +93,45 @@ def test_a_file_url_that_is_not_there_is_named(tmp_path):
     assert str(error.value) == (
         f"file://{tmp_path}/gone: the output root of the study is not there; --output says where it has moved"
     )
+
+
+KEYS = [
+    ("s3://ME:se/cr@et@bucket/x", "s3://ME:***@bucket/x"),
+    ("s3://ME:secret@bucket/x?region=here", "s3://ME:***@bucket/x?region=here"),
+    ("abfs://:secret@me.blob.core.windows.net/x", "abfs://:***@me.blob.core.windows.net/x"),
+    ("abfs://me/x?client_secret=secret&tenant_id=5", "abfs://me/x?client_secret=***&tenant_id=5"),
+    ("abfs://me/x?sv=2026&sig=secret", "abfs://me/x?sv=2026&sig=***"),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), KEYS)
+def test_a_root_with_keys_is_refused_before_they_get_anywhere(given, shown, tmp_path, tiny_file):
+    url = f"journal:///{tmp_path}/studies"
+    view = View(Console(file=io.StringIO()))
+    for use in (
+        lambda: output.check(given),
+        lambda: output.filesystem(given),
+        lambda: launch.launch(space.load(tiny_file), url=url, root=given, view=view),
+        lambda: launch.launch(space.load(tiny_file, ["parallel=3"]), url=url, root=given, view=view),
+        lambda: detach.log_of(url, "tiny", given),
+    ):
+        with pytest.raises(OutputError) as error:
+            use()
+        assert str(error.value) == (
+            f"{shown}: an output root is kept in the study and shown, and with it the keys in its URL; expected a URL "
+            "without them, and keys where each node's client of the bucket looks for them, such as "
+            "$AWS_SECRET_ACCESS_KEY or ~/.aws/credentials"
+        )
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize(
+    "root",
+    ["s3://bucket/a:b@c", "s3://b?endpoint_override=localhost:9000&scheme=http", "gs://anonymous@b/x", "/a/b:c@d"],
+)
+def test_a_root_without_keys_is_shown_as_it_is(root):
+    assert output.shown(root) == root
+    assert output.absolute(root) == root
 
 
 def test_a_study_claims_its_files_once(root):

@@ -147,7 +147,7 @@ def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history
     assert {state for _, state, *_ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
     writes = 0
     while True:
-        place.url = f"journal:///{tmp_path}/killed-{writes}"
+        place.url, place.root = f"journal:///{tmp_path}/killed-{writes}", f"{tmp_path}/out-{writes}"
         driver = opened(place)
         with monkeypatch.context() as patched:
             kill_at_write(driver, writes, patched)
@@ -173,7 +173,7 @@ def test_a_kill_before_any_write_leaves_a_study_that_resumes_to_the_same_history
 def test_a_search_gives_the_same_history_on_every_storage(place, storage_url):
     drive(opened(place))
     expected = history(place)
-    place.url = storage_url
+    place.url, place.root = storage_url, f"{place.root}-2"
     drive(opened(place))
     assert history(place) == expected
 
