@@ -35,6 +35,9 @@ COSTS = (
 )
 """What quality is weighed against: the quantity, 1 where less of it is better, and the words for that."""
 
+BASELINES = 3
+"""Baselines that charts and tables name, at most."""
+
 _ROLES = {
     "best": ("var(--c1)", "star"),
     "runner-up": ("var(--c2)", "triangle-up"),
@@ -128,7 +131,7 @@ def ranked(of: Findings) -> list[Trial]:
 
 def roles(of: Findings) -> dict[int, str]:
     """Numbers of the trials that the report speaks of -> what they are."""
-    found = {trial.number: "baseline" for trial in reversed(of.baselines)}
+    found = {trial.number: "baseline" for trial in of.baselines[:BASELINES]}
     if of.runner_up is not None:
         found[of.runner_up.number] = "runner-up"
     if of.best is not None:

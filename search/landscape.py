@@ -112,7 +112,7 @@ def parallel(of: Findings) -> Chart | None:
                 "customdata": numbers, "hoverinfo": "text", "line": line, "marker": {"size": 3}, "opacity": 0.7,
             }
         )  # fmt: skip
-    ends = [note for index, p in enumerate(columns) for note in _ends(index, p, trials)]
+    ends = [note for index, p in enumerate(columns) for note in _ends(index, p)]
     return Chart(
         name="parallel",
         title="All settings at once",
@@ -228,7 +228,7 @@ def _axis(of: Findings, parameter: Parameter, titled: bool = False) -> dict[str,
     values = sorted({t.settings[parameter.name] for t in charts.ranked(of) if parameter.name in t.settings}, key=str)
     if parameter.kind == "choice" and not parameter.ordered:
         return found | {"type": "category"}
-    ticks = values if parameter.kind == "choice" else []
+    ticks: Sequence[Any] = sorted(parameter.labels) if parameter.kind == "choice" else []
     if _logarithmic(parameter):
         found["type"] = "log"
         ticks = ticks or _decades(min(values, default=1.0), max(values, default=1.0))
@@ -260,23 +260,23 @@ def _heights(parameter: Parameter, trials: Sequence[Trial]) -> dict[int, float]:
     """Trial -> its value of a parameter, from 0 (lowest) to 1; trials without it are left out."""
     there = {t.number: t.settings[parameter.name] for t in trials if parameter.name in t.settings}
     if parameter.kind == "choice":
-        order = _labels(parameter, list(there.values()))
-        return {number: order.index(label) / max(len(order) - 1, 1) for number, label in there.items()}
+        order = _labels(parameter)
+        height = {label: place / max(len(order) - 1, 1) for place, label in enumerate(order)}
+        return {number: height[label] for number, label in there.items() if label in height}
     scale = math.log if _logarithmic(parameter) else float
     low, high = (scale(bound) for bound in (parameter.low, parameter.high))
     return {number: (scale(value) - low) / (high - low or 1) for number, value in there.items()}
 
 
-def _labels(parameter: Parameter, values: Sequence[Any]) -> list[Any]:
-    """The labels of a choice in the order of the space file, numbers rising, and whatever else a storage holds."""
-    known = sorted(parameter.labels) if parameter.ordered else list(parameter.labels)
-    return known + [value for value in dict.fromkeys(values) if value not in known]
+def _labels(parameter: Parameter) -> list[Any]:
+    """The labels of a choice: numbers rising, others as in the space file."""
+    return sorted(parameter.labels) if parameter.ordered else list(parameter.labels)
 
 
-def _ends(index: int, parameter: Parameter, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def _ends(index: int, parameter: Parameter) -> list[dict[str, Any]]:
     """What stands at an axis: its ends, or the labels of a choice."""
     if parameter.kind == "choice":
-        labels = _labels(parameter, [t.settings[parameter.name] for t in trials if parameter.name in t.settings])
+        labels = _labels(parameter)
         at = [(label, place / max(len(labels) - 1, 1)) for place, label in enumerate(labels)]
     else:
         at = [(parameter.low, 0.0), (parameter.high, 1.0)]

@@ -17,7 +17,7 @@ from search.findings import AT_A_RUNG, Findings, Trial
 from search.parameters import Parameter
 from search.standing import STATES, shown
 from search.text import printable
-from vqvae.config import METRICS, VqvaeError
+from vqvae.config import METRICS
 
 TOP = 10
 """Trials in the table of the best."""
@@ -125,7 +125,11 @@ def versions(of: Findings) -> str:
 
 def spoken_of(of: Findings) -> list[tuple[str, Trial]]:
     """The trials that the report speaks of: best, runner-up and baselines, each with what it is."""
-    found = [("best", of.best), ("runner-up", of.runner_up), *(("baseline", trial) for trial in of.baselines[:3])]
+    found = [
+        ("best", of.best),
+        ("runner-up", of.runner_up),
+        *(("baseline", trial) for trial in of.baselines[: charts.BASELINES]),
+    ]
     named = {trial.number: (f"{word}, trial {trial.number}", trial) for word, trial in found[::-1] if trial is not None}
     return [named[number] for number in dict.fromkeys(t.number for _, t in found if t is not None)]
 
@@ -310,15 +314,7 @@ def _pruner(of: Findings) -> str:
 
 def _bits(of: Findings) -> str:
     """Bits of an image's indices, all codes being as likely: from the fewest to the most among the trials."""
-    from vqvae.model import bits_per_image
-
-    chosen = {tuple((n, v) for n, v in t.settings.items() if n.startswith("quantizer.")): t for t in of.trials}
-    found = set()
-    for trial in list(chosen.values())[:500]:
-        try:
-            found.add(bits_per_image(of.space.config(trial.settings)))
-        except (VqvaeError, KeyError):  # of a plug-in that is not here, or a setting that was refused
-            continue
+    found = [trial.metrics["bits_per_image"] for trial in of.trials if "bits_per_image" in trial.metrics]
     if not found:
         return ""
     low, high = (units.figure("bits_per_image", bits) for bits in (min(found), max(found)))
