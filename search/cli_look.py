@@ -46,25 +46,44 @@ def status(storage: str | None, study: str | None, watching: bool, as_json: bool
         terminal().print(look())
 
 
-@click.command(cls=Command, epilog="vqsearch best --top 3")
+@click.command(
+    cls=Command,
+    epilog="vqsearch best --top 3\nvqsearch best --yaml > best.yaml\nvqsearch train best.yaml --to runs/best",
+)
 @storage_option
 @study_option
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
+@click.option("--top", type=click.IntRange(min=1), help="How many.  [default: 1]")
+@click.option("--trial", "number", type=int, metavar="N", help="This trial. Default: the best.")
 @json_option
-def best(storage: str | None, study: str | None, top: int, as_json: bool) -> None:
-    """Show the best complete trials of a study."""
-    from search import progress, standing
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the config of one trial, which vqsearch train takes.")
+def best(
+    storage: str | None, study: str | None, top: int | None, number: int | None, as_json: bool, as_yaml: bool
+) -> None:
+    """Show the best complete trials of a study, or any one."""
+    from search import best as showing
 
+    for one, other, both in (
+        ("--top", "--trial", top is not None and number is not None),
+        ("--json", "--yaml", as_json and as_yaml),
+        ("--top", "--yaml", (top or 1) > 1 and as_yaml),
+    ):
+        if both:
+            raise UserError(f"{one} and {other}: can't be had together; expected one of them")
     loaded, space = load(storage, study)
-    trials = standing.ranking(loaded)[:top]
+    trials = showing.chosen(loaded, number, top or 1)
     if as_json:
-        print_json([standing.as_json(trial) for trial in trials])
-    elif trials:
-        console = terminal()
-        for table in progress.best_table(trials, space, console.width):
-            console.print(table)
+        print_json([showing.as_json(trial, space) for trial in trials])
+    elif not trials:
+        nothing = f"{loaded.study_name}: no trial is complete yet; --trial N shows another one"
+        if as_yaml:
+            raise UserError(nothing)
+        click.echo(nothing)
+    elif as_yaml:
+        click.echo(showing.as_yaml(loaded, space, trials[0]), nl=False)
     else:
-        click.echo(f"{loaded.study_name}: no trial is complete yet")
+        console = terminal()
+        for part in showing.table(loaded, space, trials, console.width):
+            console.print(part)
 
 
 @click.command(

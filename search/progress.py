@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from search import units
@@ -25,10 +23,10 @@ from search.errors import VqsearchError
 from search.parameters import settings
 from search.screen import Column, Screen, bar, quietly, sparkline, stamped, table, wrapped
 from search.space import Space
-from search.standing import News, Running, Standing, budget, is_metric, left, number, refused, shown, standing, states
+from search.standing import News, Running, Standing, budget, left, named, refused, standing, states
 from search.study import OpenStudy
 from search.units import duration
-from vqvae.config import COSTS, DataConfig
+from vqvae.config import DataConfig
 
 if TYPE_CHECKING:
     from vqvae.data import Decoding, Splits
@@ -216,7 +214,7 @@ class Picture:
         best, metric = self.now.best, self.space.objective.metric
         assert best is not None
         sign = -1 if self.space.objective.direction == "minimize" else 1
-        words = f"trial {best.number}: {units.label(metric)} {units.text(metric, best.value)}"
+        words = f"trial {named(best)}: {units.label(metric)} {units.text(metric, best.value)}"
         line = Text.assemble(("best ", "bold"), words)
         width = min(options.max_width - line.cell_len - 2, 30)
         history = self.now.history
@@ -245,32 +243,3 @@ def _rate(trial: Running) -> str:
 
 def _age(trial: Running) -> str:
     return "" if trial.heard is None else f"{duration(max(time.time() - trial.heard, 0.0))} ago"
-
-
-def best_table(trials: list[FrozenTrial], space: Space, width: int = 80) -> list[Table]:
-    """Trials as columns, as many side by side as fit into `width` characters; more in further tables."""
-    metric = space.objective.metric
-    measured = [name for name in _measured(trials) if name != metric]
-    names = [parameter.name for parameter in space.parameters]
-    first = max(len(name) for name in (metric, *measured, *names)) + 2
-    at_once = max((width - first) // 13, 1)
-    tables = []
-    for start in range(0, len(trials), at_once):
-        part = trials[start : start + at_once]
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column("trial", no_wrap=True)
-        for trial in part:
-            table.add_column(str(trial.number), justify="right", no_wrap=True)
-        table.add_row(metric, *(number(trial.value) for trial in part), style="bold")
-        for name in measured:
-            table.add_row(name, *(number(trial.user_attrs.get(name)) for trial in part))
-        for name in names:
-            table.add_row(name, *(shown(trial.params.get(name, "-")) for trial in part))
-        tables.append(table)
-    return tables
-
-
-def _measured(trials: list[FrozenTrial]) -> list[str]:
-    """Names of what the trials measured: on held-out images first, then what they cost."""
-    names = {name for trial in trials for name in trial.user_attrs if is_metric(name)}
-    return sorted(names, key=lambda name: (name in COSTS, name))

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from search import progress, units
 from search.errors import UserError, writing
-from search.text import printable
+from search.text import one_line
 from vqvae import checkpoint, metrics, pictures, sources
 from vqvae.config import DataConfig
 from vqvae.perceptual import LPIPS
@@ -134,11 +134,6 @@ def reconstruct(
 def said(values: Mapping[str, float]) -> str:
     """Metrics in a line: ``PSNR 24.19 dB, SSIM 0.7234``."""
     return ", ".join(f"{units.label(name)} {units.text(name, value)}" for name, value in values.items())
-
-
-def one_line(text: str) -> str:
-    """The text as `printable` shows it, line ends and tabs too."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def in_tiles(network: VQVAE, image: Tensor) -> tuple[Tensor, Tensor]:

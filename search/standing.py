@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search import records, retention
 from search.parameters import settings
 from search.space import Space
-from search.text import printable
+from search.text import one_line, printable
 from search.units import duration
 from vqvae.config import COSTS
 
@@ -286,6 +286,13 @@ def budget(now: Standing) -> str:
     return f"{now.done} of {now.total} trials{hours}"
 
 
+def named(trial: FrozenTrial) -> str:
+    """Its number, and of a copy what it is a copy of: 3, a copy of trial 7 of demo."""
+    original = records.copied(trial)
+    copy = f", a copy of trial {original.number} of {one_line(original.study)}" if original else ""
+    return f"{trial.number}{copy}"
+
+
 def summary(study: optuna.Study, space: Space) -> list[str]:
     """What a study came to, in lines."""
     now = standing(study, space)
@@ -293,7 +300,7 @@ def summary(study: optuna.Study, space: Space) -> list[str]:
     if now.invalid:
         lines.append(refused(now))
     if now.best:
-        lines.append(f"best: trial {now.best.number}, {space.objective.metric} {now.best.value:.5g}")
+        lines.append(f"best: trial {named(now.best)}, {space.objective.metric} {now.best.value:.5g}")
         lines.append(f"      {settings(now.best.params)}")
     return [printable(line) for line in lines]
 
@@ -303,11 +310,6 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def number(value: float | None) -> str:
-    """Five significant digits, a dash for what is not there."""
-    return "-" if value is None else f"{value:.5g}"
-
-
 def is_metric(name: str) -> bool:
     """Whether an attribute of a trial is something that an evaluation measured."""
     return name.startswith("val/") or name in COSTS
@@ -315,7 +317,7 @@ def is_metric(name: str) -> bool:
 
 def as_json(trial: FrozenTrial) -> dict[str, Any]:
     """One trial for programs."""
-    checkpoint = records.checkpoint(trial)
+    checkpoint, original = records.checkpoint(trial), records.copied(trial)
     return {
         "number": trial.number,
         "state": trial.state.name,
@@ -327,4 +329,5 @@ def as_json(trial: FrozenTrial) -> dict[str, Any]:
         "reason": records.reason(trial),
         "checkpoint": None if checkpoint is None else {"step": checkpoint.step, "folder": checkpoint.folder},
         "seconds": records.seconds(trial),
+        "copy_of": None if original is None else {"study": original.study, "number": original.number},
     }

@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """The same with line ends and tabs as escapes too, for where a line must stay one."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 class PlainConsole(Console):
     """A rich console whose styles are those of our own code alone."""
 

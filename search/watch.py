@@ -91,7 +91,8 @@ class Look:
     def line(self) -> str:
         """The same in a line."""
         best = self.now.best
-        leader = "" if best is None else f"best trial {best.number}: {self.space.objective.metric} {best.value:.5g}"
+        metric = self.space.objective.metric
+        leader = "" if best is None else f"best trial {standing.named(best)}: {metric} {best.value:.5g}"
         state = ", ".join(filter(None, (standing.budget(self.now), standing.states(self.now))))
         who = "" if self.lives else self.who
         return "; ".join(filter(None, (state, leader, self.note, who)))

@@ -6,6 +6,7 @@ lets the last of two equal keys win without a word.
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -44,6 +45,24 @@ def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper of what `parse` reads back as the same: text that would be something else in 1.2 is quoted."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        """Nothing is an alias: equal lists are written out."""
+        return True
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    loader: Any = _Loader("")
+    plain = loader.resolve(yaml.ScalarNode, value, (True, False)) == "tag:yaml.org,2002:str"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True))
 
 TAGS: Mapping[str, type[yaml.Node]] = {
     "tag:yaml.org,2002:map": yaml.MappingNode,
@@ -179,6 +198,12 @@ def _kind(node: yaml.Node) -> str:
 
 def _refusal(name: str, node: yaml.Node, path: Path, problem: str) -> SpaceError:
     return SpaceError(f"{name}:{node.start_mark.line + 1}", dotted(path), problem)
+
+
+def dump(value: Mapping[str, Any]) -> str:
+    """The text of a document: mappings a key a line, lists within a line."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text
 
 
 def scalar(text: str) -> Any:

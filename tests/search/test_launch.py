@@ -139,8 +139,8 @@ def test_status_and_best_read_the_storage_alone(searched):
     assert best["value"] == max(values.values())
     assert best["metrics"]["val/psnr"] == best["value"]
     table = vqsearch("best", "--top", "2", cwd=folder, env={**os.environ, "COLUMNS": "200"})
-    assert "val/psnr" in table
-    assert "codebook_size" in table
+    assert "PSNR (higher is better)  dB" in table
+    assert "quantizer.codebook_size" in table
 
 
 def test_the_best_model_is_exported_and_reconstructs_a_picture(searched, tmp_path):

@@ -7,7 +7,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from search import progress, records, standing
+from search import progress
 from search.errors import StorageError
 from search.progress import View
 from search.schema import Objective
@@ -128,24 +128,6 @@ def test_hostile_names_stay_text_in_the_live_view(searched):
     console.print(View(console).picture(searched))
     assert "[red]mamba[/red]\\x1b[2J" in console.file.getvalue().replace("\n     ", "")
     assert "\x1b" not in console.file.getvalue()
-
-
-def test_the_table_of_the_best_shows_what_they_cost_last_and_ends_no_line_in_blanks(searched):
-    trial = searched.study.ask()
-    trial.suggest_float("optimizer.lr", 1e-4, 1e-2)
-    measured = {"val/psnr": 30.0, "val/codebook_undersampled": 1.0, "parameters": 12345.0, "train/loss": 1.0}
-    records.set_metrics(trial, measured)
-    searched.study.tell(trial, 30.0)
-    console = Console(width=80, file=io.StringIO())
-    for table in progress.best_table(standing.ranking(searched.study), searched.space, console.width):
-        console.print(table)
-    lines = console.file.getvalue().splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["trial", "val/psnr", "val/codebook_undersampled", "parameters"]
-    assert lines[3].split() == ["parameters", "12345", "-"]
-    assert [line for line in lines if line != line.rstrip()] == []
-    assert standing.as_json(standing.ranking(searched.study)[0])["metrics"] == {
-        name: value for name, value in measured.items() if name != "train/loss"
-    }
 
 
 def test_what_was_found_and_what_was_left_out_is_said(searched):

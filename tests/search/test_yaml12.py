@@ -111,3 +111,46 @@ def test_a_key_knows_its_line_and_a_missing_one_that_of_its_parent():
 
 def test_dotted_names_a_path_as_people_write_it():
     assert yaml12.dotted(("baselines", 0, "model.depth")) == "baselines[0].model.depth"
+
+
+ODD = [
+    "1e5",
+    "on",
+    "no",
+    "null",
+    "~",
+    "",
+    "1:30",
+    "0x1f",
+    "1_000",
+    ".5",
+    "a: b",
+    "#x",
+    "- a",
+    " a ",
+    "a\nb",
+    "\x1b\x85",
+    "é😀",
+    "x" * 300,
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_text_is_written_so_that_it_is_read_back_as_the_same(text):
+    value = {"a": text, "b": {"c": [text, 1]}}
+    assert yaml12.parse(yaml12.dump(value), "f").value == value
+
+
+def test_numbers_and_lists_are_read_back_as_the_same():
+    value = {
+        "a": 1e-05,
+        "b": 0.1 + 0.2,
+        "c": [],
+        "d": [1, 2.0, True, None],
+        "e": float("inf"),
+        "f": -3,
+        "g": {"h": 1e300},
+    }
+    written = yaml12.dump(value)
+    assert yaml12.parse(written, "f").value == value
+    assert "\nd: [1, 2.0, true, null]\n" in written
