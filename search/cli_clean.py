@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from search.errors import UserError
-from search.options import Command, storage_option, storage_url, study_option
+from search.options import Command, say, storage_option, storage_url, study_option
 
 if TYPE_CHECKING:
     from search.cleaning import Found
@@ -29,17 +29,17 @@ def clean(storage: str | None, study: str | None, dry_run: bool, yes: bool) -> N
     url = storage_url(storage)
     found = cleaning.find(open_storage(url, create=False), study)
     for each in found.rubbish:
-        click.echo(f"{_size(each.size):>9}  {each.folder}: {each.why}")
+        say(f"{_size(each.size):>9}  {each.folder}: {each.why}")
     if not found.rubbish:
-        click.echo(f"{found.study}: nothing in {found.root} to remove")
+        say(f"{found.study}: nothing in {found.root} to remove")
         return
     total = f"{_size(found.size)} in {_files(found)}"
     if dry_run:
-        click.echo(f"{found.study}: {total} would go from {found.root}")
+        say(f"{found.study}: {total} would go from {found.root}")
         return
     _confirm(f"Remove {total} from {found.root}?", yes)
     removed = cleaning.clean(open_storage(url), found.study)
-    click.echo(f"{found.study}: {_size(removed.size)} in {_files(removed)} removed from {removed.root}")
+    say(f"{found.study}: {_size(removed.size)} in {_files(removed)} removed from {removed.root}")
 
 
 @click.command(cls=Command, epilog="vqsearch delete demo")
@@ -58,7 +58,7 @@ def delete(study: str, storage: str | None, keep_files: bool, yes: bool) -> None
     what = f"{found.trials} {'trial' if found.trials == 1 else 'trials'}{files}"
     _confirm(f"Delete {study}: {what}?", yes)
     cleaning.delete(open_storage(url), study, keep_files)
-    click.echo(f"{study}: {what} deleted")
+    say(f"{study}: {what} deleted")
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -66,7 +66,9 @@ def _confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UserError(f"{question} Expected --yes, since nobody can be asked here")
-    click.confirm(question, abort=True)
+    from search.text import printable
+
+    click.confirm(printable(question), abort=True)
 
 
 def _files(found: Found) -> str:

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import click
 
-from search.options import Command, json_option, load, print_json, quiet_option, storage_option, study_option, terminal
+from search.options import (
+    Command,
+    json_option,
+    load,
+    print_json,
+    quiet_option,
+    say,
+    storage_option,
+    study_option,
+    terminal,
+)
 
 
 @click.command(cls=Command, epilog="vqsearch export --study demo --to my-model")
@@ -20,7 +30,7 @@ def export(storage: str | None, study: str | None, number: int | None, target: s
     from search import models
 
     loaded, _ = load(storage, study)
-    click.echo(models.export(loaded, number, Path(target)))
+    say(models.export(loaded, number, Path(target)))
 
 
 @click.command(
@@ -51,13 +61,13 @@ def reconstruct(model: str, images: tuple[str, ...], target: str, trunk: str, as
     from search import reconstruct as making
 
     found = making.reconstruct(
-        Path(model), [Path(image) for image in images], Path(target), trunk, lambda line: click.echo(line, err=True)
+        Path(model), [Path(image) for image in images], Path(target), trunk, lambda line: say(line, err=True)
     )
     if as_json:
         print_json([each.as_json() for each in found])
         return
     for each in found:
-        click.echo(each.line())
+        say(each.line())
 
 
 @click.command(cls=Command, epilog="vqsearch tokenize my-model ~/faces --to tokens.npz")
@@ -103,7 +113,7 @@ def tokenize(model: str, folder: str, target: str, split: str | None, batch: int
             tell=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for line in lines[-1:] if quiet else lines:
-        click.echo(line)
+        say(line)
 
 
 @click.command(
@@ -156,6 +166,6 @@ def train(
     with view.watching():
         stopped = models.train(settings, Path(target), view.say, view.show, view.decoding)
     for line in models.outcome(Path(target), stopped):
-        click.echo(line)
+        say(line)
     if stopped:
         sys.exit(128 + stopped)

@@ -15,6 +15,7 @@ from search.options import (
     output_option,
     print_json,
     quiet_option,
+    say,
     storage_flag,
     storage_option,
     storage_url,
@@ -119,7 +120,7 @@ def resume(
     loaded, _ = studies.load(open_storage(url, create=False), study)
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
     if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps)):
-        click.echo(f"{loaded.study_name}: {told}")
+        say(f"{loaded.study_name}: {told}")
         return
     if detach:
         _detach([], url, loaded.study_name, output)
@@ -155,9 +156,7 @@ def validate(space: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) 
         checked.append({"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps})
         if not as_json:
             rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))
-            click.echo(
-                f"{path}: ok; {len(loaded.parameters)} parameters, {loaded.budget.trials} trials, evaluated at {rungs}"
-            )
+            say(f"{path}: ok; {len(loaded.parameters)} parameters, {loaded.budget.trials} trials, evaluated at {rungs}")
     if as_json:
         print_json(checked)
 
@@ -168,17 +167,17 @@ def _detach(more: list[str], url: str, name: str, root: str | None) -> None:
 
     log = detach.log_of(url, name, root)
     process, began = detach.start([*again(click.get_current_context()), *more], url, log)
-    click.echo(f"{name}: process {process.pid} opens the study; its log: {log}")
+    say(f"{name}: process {process.pid} opens the study; its log: {log}")
     if not detach.wait_until_open(process, url, name):
         with log.open("rb") as file:
             file.seek(began)
             click.echo(file.read().decode(errors="replace"), err=process.returncode != 0, nl=False)
         sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
     flags = storage_flag(url)
-    click.echo(f"{name}: the search runs, with or without this terminal")
-    click.echo(f"watch it:  tail -f '{log}'")
-    click.echo(f"look at:   vqsearch status{flags} --study {name}")
-    click.echo(f"stop it:   vqsearch stop{flags} --study {name}")
+    say(f"{name}: the search runs, with or without this terminal")
+    say(f"watch it:  tail -f '{log}'")
+    say(f"look at:   vqsearch status{flags} --study {name}")
+    say(f"stop it:   vqsearch stop{flags} --study {name}")
 
 
 def _finish(signal: int, url: str, name: str) -> None:
@@ -189,10 +188,10 @@ def _finish(signal: int, url: str, name: str) -> None:
 
     loaded, space = studies.load(open_storage(url, create=False), name)
     for line in standing.summary(loaded, space):
-        click.echo(line)
+        say(line)
     flags = storage_flag(url)
     if signal:
-        click.echo(f"go on with: vqsearch resume{flags} --study {name}")
+        say(f"go on with: vqsearch resume{flags} --study {name}")
         sys.exit(128 + signal)
-    click.echo(f"look at it:  vqsearch dashboard{flags}")
-    click.echo(f"take it:     vqsearch export{flags} --study {name} --to DIR")
+    say(f"look at it:  vqsearch dashboard{flags}")
+    say(f"take it:     vqsearch export{flags} --study {name} --to DIR")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from search.options import Command, load, storage_flag, storage_option, storage_url, study_option
+from search.options import Command, load, say, storage_flag, storage_option, storage_url, study_option
 
 
 @click.command(cls=Command, epilog="vqsearch stop --study demo")
@@ -20,15 +20,15 @@ def stop(storage: str | None, study: str | None, no_wait: bool) -> None:
     loaded, _ = load(storage, study)
     name, store = loaded.study_name, loaded._storage
     holder = asking.running(store, name)
-    click.echo(f"{name}: asking process {holder.pid} on {holder.host} to stop")
+    say(f"{name}: asking process {holder.pid} on {holder.host} to stop")
     if no_wait:
         asking.request(store, name, holder, "stop")
         return
     if told := asking.ask(store, name, holder, "stop"):
-        click.echo(f"{name}: {told}")
+        say(f"{name}: {told}")
     while asking.runs(store, name, holder):
         time.sleep(asking.WAIT_S)
-    click.echo(f"{name}: stopped; go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {name}")
+    say(f"{name}: stopped; go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {name}")
 
 
 @click.command(cls=Command, epilog="vqsearch pause --study demo")
@@ -42,12 +42,12 @@ def pause(storage: str | None, study: str | None) -> None:
     loaded, _ = load(storage, study)
     name, store = loaded.study_name, loaded._storage
     holder = asking.running(store, name)
-    click.echo(f"{name}: asking process {holder.pid} on {holder.host} to pause")
+    say(f"{name}: asking process {holder.pid} on {holder.host} to pause")
     told = asking.ask(store, name, holder, "pause")
     if told is None:
         raise StudyError(f"{name}: the driver has ended; vqsearch resume --study {name} goes on")
-    click.echo(f"{name}: {told}")
-    click.echo(f"go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {name}")
+    say(f"{name}: {told}")
+    say(f"go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {name}")
 
 
 @click.command(cls=Command, epilog="vqsearch prune 12 --study demo")
@@ -59,7 +59,7 @@ def prune(trial: int, storage: str | None, study: str | None) -> None:
     from search import asking
 
     loaded, _ = load(storage, study)
-    click.echo(f"{loaded.study_name}: {asking.prune(loaded, trial)}")
+    say(f"{loaded.study_name}: {asking.prune(loaded, trial)}")
 
 
 @click.command(cls=Command, epilog="vqsearch enqueue optimizer.lr=1e-3 quantizer.codebook_size=512 --study demo")
@@ -77,13 +77,13 @@ def enqueue(settings: tuple[str, ...], storage: str | None, study: str | None) -
     launching.check_settings(space, labels, "enqueue")
     number = asking.enqueue(loaded, labels)
     rest = "" if len(labels) == len(space.parameters) else "; the sampler chooses the rest"
-    click.echo(f"{name}: trial {number} waits: {parameters.settings(labels)}{rest}")
+    say(f"{name}: trial {number} waits: {parameters.settings(labels)}{rest}")
     driver = lease.driver(store, name)
     resume = f"vqsearch resume{storage_flag(storage_url(storage))} --study {name}"
     missing = -asking.room(loaded, space)
     if missing > 0:
         first = f"once the driver on {driver.host} has ended, " if driver else ""
         total = space.budget.trials
-        click.echo(f"the budget of {total} trials has no room for it; {first}{resume} --trials {total + missing}")
+        say(f"the budget of {total} trials has no room for it; {first}{resume} --trials {total + missing}")
     elif driver is None:
-        click.echo(f"no driver runs; it is among the first with: {resume}")
+        say(f"no driver runs; it is among the first with: {resume}")

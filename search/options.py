@@ -152,6 +152,13 @@ def terminal() -> Console:
     return PlainConsole()
 
 
+def say(line: str, err: bool = False) -> None:
+    """Print a line; what a terminal would obey in it, such as a name from a storage, is shown as the text it is."""
+    from search.text import printable
+
+    click.echo(printable(line), err=err)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2))

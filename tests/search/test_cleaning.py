@@ -303,6 +303,21 @@ def test_delete_removes_the_study_its_leases_and_its_files_alone(place, monkeypa
     assert len(output.files(place.root, "other")) == 3
 
 
+def test_what_a_terminal_would_obey_in_a_name_is_shown_as_text(place):
+    opened(place).close()
+    (output.Path(place.root) / "tiny/trials/00002/step-00000002.part-\x1b[2J").mkdir(parents=True)
+    write(output.Path(place.root) / "tiny/trials/00002/step-00000002.part-\x1b[2J")
+    assert run("clean", "--storage", place.url, "--dry-run") == (
+        "     16 B  tiny/trials/00002/step-00000002.part-\\x1b[2J: cut off in writing\n"
+        f"tiny: 16 B in 3 files would go from {place.root}\n"
+    )
+    store = storage.open_storage(place.url)
+    evil = optuna.create_study(study_name="\x1b[2Jtiny", storage=store)
+    records.create(evil, {}, place.root, 1, {})
+    printed = run("delete", "\x1b[2Jtiny", "--storage", place.url, "--yes", "--keep-files")
+    assert printed == "\\x1b[2Jtiny: 0 trials deleted\n"
+
+
 def test_delete_keeps_the_files_if_asked_to(place):
     drive(opened(place))
     before = output.files(place.root, "tiny")

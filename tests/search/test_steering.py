@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import optuna
 import psutil
 import pytest
+from click.testing import CliRunner
 from optuna.trial import TrialState
 
 from search import asking, lease, pruning, space, steering, storage, study
+from search.cli import cli
 from search.cluster import Control
 from search.errors import LeaseError, SpaceError, StudyError
 from search.searcher import StudySearcher
@@ -534,6 +536,14 @@ def test_the_log_lies_in_the_studys_folder_and_never_in_a_bucket(place, tmp_path
     assert detach.log_of(place.url, "tiny", None) == tmp_path / "out/tiny/launch.log"
     assert detach.log_of(place.url, "tiny", "elsewhere") == tmp_path / "elsewhere/tiny/launch.log"
     assert detach.log_of(place.url, "tiny", "s3://bucket") == tmp_path / "vqsearch-output/tiny/launch.log"
+
+
+def test_what_a_terminal_would_obey_in_a_storage_is_shown_as_text(driver, place):
+    theirs = elsewhere(place)._storage
+    held = theirs.get_study_id_from_name(f"tiny/lease/{driver.opened.lease.number}")
+    theirs.set_study_user_attr(held, "host", "a host\x1b[2J\r")
+    shown = CliRunner().invoke(cli, ["stop", "--no-wait", "--storage", place.url])
+    assert shown.output == f"tiny: asking process {os.getpid()} on a host\\x1b[2J\\r to stop\n"
 
 
 def test_commands_that_steer_refuse_in_one_line(place, tmp_path):
