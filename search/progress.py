@@ -90,7 +90,7 @@ class View:
         self._quiet = quiet
         self._screen: Screen | None = None
         self._standing: Standing | None = None
-        self._read = -math.inf
+        self._read, self._flying = -math.inf, set[int]()
         self._over = threading.Event()
 
     def message(self, line: str) -> None:
@@ -129,10 +129,11 @@ class View:
         while not self._over.wait(PLAIN_EVERY_S):
             with contextlib.suppress(Exception):  # As `Screen` does: no line about a search may end it.
                 now = self._now(opened)
-                state = f"{budget(now)}, {states(now)}"
+                note = _note(opened)
+                state = ", ".join(filter(None, (states(now), note)))
                 if state != told or time.monotonic() - when > PLAIN_AGAIN_S:
                     told, when = state, time.monotonic()
-                    self.message(", ".join(filter(None, (state, _note(opened) or left(now)))))
+                    self.message(", ".join(filter(None, (budget(now), state, "" if note else left(now)))))
 
     def _now(self, opened: OpenStudy) -> Standing:
         """Where the search stands: steps as of now, the rest as the storage said within the last two seconds."""
@@ -143,10 +144,10 @@ class View:
             )
             for flight in flights
         }
-        if self._standing is None or time.monotonic() - self._read > READ_EVERY_S:
+        if set(news) != self._flying or time.monotonic() - self._read > READ_EVERY_S:
             with contextlib.suppress(VqsearchError):  # The storage is away, which the driver tells and waits for.
                 self._standing = standing(opened.study, opened.space, news, opened.hours())
-            self._read = time.monotonic()
+            self._read, self._flying = time.monotonic(), set(news)
         return (self._standing or Standing(counts={}, total=opened.space.budget.trials)).with_news(news)
 
 

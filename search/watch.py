@@ -192,11 +192,11 @@ def watch(look: Callable[[], Look], console: Console, every_s: float = READ_EVER
         finally:
             console.print(latest)
         return
-    told = ""
+    told = None
     for each in _looks(latest, look, every_s):
         line = f"the storage does not answer; it is waited for: {each.away}" if each.away else each.line()
-        if line != told:
-            told = line
+        best = each.now.best and each.now.best.number  # not what changes by itself, such as hours and ages
+        if told != (told := (each.now.counts, best, each.note, each.lives, each.away)):
             console.print(stamped(console, datetime.now().strftime("%H:%M:%S"), line), soft_wrap=True)
 
 

@@ -153,6 +153,29 @@ def test_without_a_terminal_messages_are_plain_lines_with_their_time(searched):
     assert view.console.file.getvalue()[8:] == " trial 3 starts\n"
 
 
+def test_without_a_terminal_a_line_says_where_the_search_stands_once_that_has_changed(searched, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.01)
+    monkeypatch.setattr(progress, "READ_EVERY_S", 0.0)
+    searched.hours = time.monotonic
+    view = view_of()
+    with view.watching(searched):
+        time.sleep(0.3)
+        finish(searched, 20.0)
+        time.sleep(0.3)
+    said = [line[9:].partition(", about ")[0] for line in view.console.file.getvalue().splitlines()]
+    assert said == [
+        "2 of 4 trials, 1 complete, 1 pruned (at a rung), 1 running",
+        "3 of 4 trials, 2 complete, 1 pruned (at a rung), 1 running",
+    ]
+
+
+def test_a_trial_that_has_just_started_has_its_line_at_once(searched):
+    view = view_of()
+    assert "13/18" not in shown(view, searched)
+    searched.flights["b"] = replace(searched.flights["a"], trial=searched.study.ask(), step=13)
+    assert "13/18" in shown(view, searched)
+
+
 def test_quiet_says_nothing(searched):
     view = View(Console(file=io.StringIO()), quiet=True)
     with view.watching(searched):

@@ -155,6 +155,7 @@ def test_watch_without_a_terminal_prints_a_line_when_something_changed_and_ends_
     def each():
         nonlocal seen
         seen += 1
+        records.set_hours(driven.opened.study, float(seen))  # and the age of the driver's beat changes, too
         if seen == 4:
             finish(driven)
         return look(driven)
