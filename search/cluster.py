@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import functools
 import math
 import os
@@ -33,12 +34,19 @@ QUIET = {
 """Environment of Ray: we speak for ourselves, handle our own signals and send no usage statistics."""
 
 
+START_S = 120.0
+"""Wall seconds after which a Ray that has not started, or taken us in, is given up."""
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """A Ray cluster: a new one on this machine, or the one at `address`; left when the context ends.
 
+    A Ray that does not answer for `START_S` ends this process with a line and exit 1.
+
     Raises:
         ResourceError: nothing answers at the address.
+        SearchError: Ray can't be started here.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -48,14 +56,16 @@ def connected(address: str | None) -> Iterator[None]:
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # A lost worker is told by us, in one line.
     common: dict[str, Any] = {"namespace": "vqsearch", "log_to_driver": False, "logging_level": "ERROR"}
+    where = "on this machine" if address is None else f"at --address {address}"
     try:
         if address is None:
             # A small object store: nothing large goes through it, images and checkpoints lie in files.
-            with _sessions_of_their_own():
+            with _given_up_after(START_S, where), _sessions_of_their_own():
                 ray.init(address="local", include_dashboard=False, object_store_memory=128 * 2**20, **common)
         else:
             _require_an_answer(address)
-            ray.init(address=address, **common)
+            with _given_up_after(START_S, where):
+                ray.init(address=address, **common)
     except Exception as error:  # where a process of it dies early, Ray raises a bare Exception
         if address is None:
             raise SearchError(f"Ray can't be started on this machine: {error}") from error
@@ -64,6 +74,25 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _given_up_after(seconds: float, where: str) -> Iterator[None]:
+    """End this process with a line if what is done in here takes too long.
+
+    Ray 2.60 waits without end where two of its idle workers die while a driver registers, in code that takes no signal
+    and may hold Python's lock: so the watch is Python's own in C. What it writes makes a waiting shell say our line. No
+    study is open yet, so nothing is lost; Ray's own processes end with this one.
+    """
+    line = f"vqsearch: Ray does not answer {where} within {seconds:g} s; nothing is lost: try again"
+    speaker = subprocess.Popen(["sh", "-c", 'read -r _ && echo "$0" >&2', line], stdin=subprocess.PIPE)
+    assert speaker.stdin is not None
+    faulthandler.dump_traceback_later(seconds, file=speaker.stdin, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        speaker.communicate()
 
 
 def _require_an_answer(address: str) -> None:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import psutil
 import pytest
 
@@ -30,6 +33,27 @@ def test_a_node_runs_as_many_trials_as_fit_on_whole_devices(cpus, gpus, node, tr
 def test_an_address_where_nothing_answers_is_named_at_once(address):
     with pytest.raises(ResourceError, match=f"--address {address}: no Ray cluster answers there: "), connected(address):
         pass
+
+
+def test_a_ray_that_never_starts_ends_the_launch_with_a_line():
+    # Ray's first process is stopped as soon as it is started.
+    program = """
+import os, signal, subprocess
+from search import cluster
+cluster.START_S = 5.0
+start = subprocess.Popen.__init__
+def stopped(self, command, **options):
+    start(self, command, **options)
+    if "gcs_server" in command[0]:
+        os.kill(self.pid, signal.SIGSTOP)
+subprocess.Popen.__init__ = stopped
+with cluster.connected(None):
+    print("connected")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    assert ran.stderr == "vqsearch: Ray does not answer on this machine within 5 s; nothing is lost: try again\n"
 
 
 def kill_what_tells():
