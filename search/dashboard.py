@@ -192,7 +192,7 @@ class Pages:
         style = f"<style>{', '.join(unused)} {{ display: none !important; }}</style></head>"
         environment = {k: v for k, v in environment.items() if not k.startswith(("HTTP_IF_", "HTTP_RANGE"))}
         status, headers, body = self._answered(environment)
-        body = body.replace(b"</head>", style.encode(), 1).replace(b"width=device-width, initial-scale=1", b"width=820")
+        body = body.replace(b"</head>", style.encode(), 1).replace(b"width=device-width, initial-scale=1", b"width=900")
         for stale in ("Last-Modified", "ETag", "Accept-Ranges"):
             headers.pop(stale, None)
         start(status, [*(headers | {"Content-Length": str(len(body)), "Cache-Control": "no-cache"}).items()])
