@@ -41,10 +41,14 @@ def lengthen(stored: Space, trials: Sequence[FrozenTrial], steps: int) -> Space:
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if complete:
         many = "trial is" if len(complete) == 1 else "trials are"
+        decays = "wsd" in _possible(stored, "optimizer.schedule")
+        why = "the learning rate has decayed by then, and a finished trial" if decays else "a finished trial"
         raise StudyError(
-            f"{where}: {len(complete)} {many} complete at {now} steps, which longer ones can't be compared with; "
-            f"expected none; one by itself trains longer by: vqsearch train --study {stored.study} "
-            f"--trial {complete[0].number} --steps {steps} --to DIR"
+            f"{where}: {len(complete)} {many} complete at {now} steps: {why} never changes, so that its value can't be "
+            "compared with those of longer ones; expected none. vqsearch launch --study NAME --set budget.steps="
+            f"{steps} starts a search of longer ones (--extend would take over trials of as many steps only); one by itself "
+            f"trains longer by: vqsearch train --study {stored.study} --trial {complete[0].number} --steps {steps} "
+            "--to DIR"
         )
     begins = _decay_begins(stored)
     for trial in trials:

@@ -66,11 +66,17 @@ def test_with_a_discriminator_or_a_temperature_it_is_refused(load):
     assert "the temperature of gumbel falls over all steps" in refusal(load(WSD, "train.quantizer.kind=gumbel"), [], 54)
 
 
-def test_with_complete_trials_it_is_too_late(load):
+@pytest.mark.parametrize(
+    ("schedule", "why"),
+    [(CONSTANT, "a finished trial"), (WSD, "the learning rate has decayed by then, and a finished trial")],
+)
+def test_with_complete_trials_it_is_too_late(load, schedule, why):
     found = [trial(TrialState.PRUNED, 0, p2=1.0), trial(TrialState.COMPLETE, 1, p2=1.0, p6=1.0, p18=1.0)]
-    assert refusal(load(CONSTANT), found, 54) == (
-        "tiny: --steps 54: 1 trial is complete at 18 steps, which longer ones can't be compared with; expected none; "
-        "one by itself trains longer by: vqsearch train --study tiny --trial 1 --steps 54 --to DIR"
+    assert refusal(load(schedule), found, 54) == (
+        f"tiny: --steps 54: 1 trial is complete at 18 steps: {why} never changes, so that its value can't be compared "
+        "with those of longer ones; expected none. vqsearch launch --study NAME --set budget.steps=54 starts a search "
+        "of longer ones (--extend would take over trials of as many steps only); one by itself trains longer by: "
+        "vqsearch train --study tiny --trial 1 --steps 54 --to DIR"
     )
 
 
