@@ -178,7 +178,7 @@ def _images(findings: Findings) -> list[str]:
         f"The images were {answer.data(findings)}.",
         *how,
         splits,
-        "The search chose by the validation images alone; the test images took no part in it.",
+        "The search chose by the validation images alone; test images took no part in it.",
         *_augmentation(findings),
     ]
 

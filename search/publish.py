@@ -64,8 +64,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         write_file(folder / name, content)
     for name in set(before) - set(files):
-        if Path(name).name == name and name != LIST:  # the list may have been edited
-            (folder / name).unlink(missing_ok=True)
+        # The list may have been edited: nothing outside the folder goes, and no folder.
+        if Path(name).name == name and name != LIST and (folder / name).is_file():
+            (folder / name).unlink()
     write_file(held, "".join(f"{name}\n" for name in sorted(files)).encode())
 
 

@@ -27,10 +27,10 @@ def with_value(found, number, value):
 
 def test_a_sentence_says_what_was_searched(found):
     assert answer.searched(found) == (
-        "shapes searched 3 settings of an image tokenizer (model.backbone, optimizer.lr and quantizer.codebook_size) for"
-        " the highest PSNR on held-out images, in up to 15 trials of 360 optimizer steps in batches of 4 images, on "
-        "crops of the photographs that scikit-image and scikit-learn bring along at 64 x 64 px: 987 training, 82 validation "
-        "and 77 test images."
+        "shapes searched 3 settings of an image tokenizer (model.backbone, optimizer.lr and quantizer.codebook_size) "
+        "for the highest PSNR on held-out images, in up to 15 trials of 360 optimizer steps in batches of 4 images, on "
+        "crops of the photographs that scikit-image and scikit-learn bring along at 64 x 64 px: 987 training, 82 "
+        "validation and 77 test images."
     )
 
 
