@@ -94,7 +94,10 @@ def test_trials_stand_beside_each_other_as_far_as_the_width_goes(studied, width)
     lines = shown(studied, width=width).splitlines()
     assert max(map(len, lines)) <= width
     assert not [line for line in lines if line != line.rstrip()]
-    heads = [line.split()[1:] for line in lines if line.startswith("trial ")]
+    starts = [place for place, line in enumerate(lines) if line.startswith("trial ")]
+    assert lines[starts[0] + 1].index("dB") == lines[starts[0] + 4].index("%")
+    assert sum(line.count("3 min 20 s") for line in lines) == 7
+    heads = [lines[start].split()[1:] for start in starts]
     assert [int(number) for head in heads for number in head] == [6, 5, 4, 3, 2, 1, 0]
     assert len(heads[0]) == {80: 4, 60: 2, 40: 1}[width] - (width == 80)
 

@@ -237,6 +237,22 @@ def test_weights_that_were_asked_for_and_are_not_there_are_refused(model, pictur
     assert not (tmp_path / "r").exists()
 
 
+def test_the_weights_that_judged_the_model_are_taken_if_they_are_here_but_never_random_ones(model, picture, tmp_path):
+    (tmp_path / "mine.pth").write_bytes(b"")
+    config = checkpoint.load_config(model)
+    for file, problem in (
+        ("random", WITHOUT.format(tmp_path / "home")),
+        (f"{tmp_path}/gone.pth", WITHOUT.format(tmp_path / "home")),
+        (f"{tmp_path}/mine.pth", f"LPIPS is left out: {tmp_path}/mine.pth: expected a name that ends in the checksum"),
+    ):
+        folder, said = tmp_path / f"model-{Path(file).stem}", []
+        judged = replace(config, {"evaluation.lpips_trunk": file})
+        checkpoint.save_model(checkpoint.load(model), judged, folder, {})
+        (found,) = reconstruct(folder, [picture], tmp_path / "r", say=said.append)
+        assert set(found.metrics) == {"psnr", "ssim"}
+        assert said[0].startswith(problem)
+
+
 def test_a_hostile_name_is_shown_as_text_on_the_sheet_and_in_the_line(model, tmp_path):
     path = save(tmp_path / "a\x1b[2J\nb.png")
     (found,) = reconstruct(model, [path], tmp_path / "r")
