@@ -18,7 +18,7 @@ from search.gallery import LoadPicture
 from search.tables import Column
 from search.text import printable
 
-LINE = 100
+LINE = 110
 """Characters of 8 pt that fit side by side on a page of two columns; what does not goes into a further block."""
 
 
@@ -87,15 +87,26 @@ def _blocks(names: Sequence[Column], columns: Sequence[Column]) -> list[list[Col
 
 def _width(column: Column) -> int:
     """Characters with the space after it."""
-    return max(map(len, (column.heading + "  " * bool(column.better), f"({column.unit})", *column.cells))) + 2
+    first, second = _lines(column)
+    return max(map(len, (first + "  " * bool(column.better), second, *column.cells))) + 2
+
+
+def _lines(column: Column) -> tuple[str, str]:
+    """The two lines of a heading: with the unit below, or a field below its section."""
+    if column.unit:
+        return column.heading, f"({column.unit})"
+    section, dot, field = column.heading.rpartition(".")
+    return (f"{section}{dot}", field) if dot else (column.heading, "")
 
 
 def _tabular(columns: Sequence[Column], breaks: Sequence[int]) -> str:
     kinds = "".join("r" if _numeric(column) else "l" for column in columns)
     lines = [f"  \\begin{{tabular*}}{{\\textwidth}}{{@{{\\extracolsep{{\\fill}}}}{kinds}@{{}}}}", "    \\toprule"]
-    lines.append(f"    {' & '.join(_heading(column) for column in columns)} \\\\")
-    if any(column.unit for column in columns):
-        lines.append(f"    {' & '.join(f'({tex(c.unit)})' if c.unit else '' for c in columns)} \\\\")
+    first, second = zip(*map(_lines, columns), strict=True)
+    arrows = [{"↑": " $\\uparrow$", "↓": " $\\downarrow$"}.get(column.arrow, "") for column in columns]
+    lines.append(f"    {' & '.join(tex(word) + arrow for word, arrow in zip(first, arrows, strict=True))} \\\\")
+    if any(second):
+        lines.append(f"    {' & '.join(map(tex, second))} \\\\")
     lines.append("    \\midrule")
     for row in range(len(columns[0].cells)):
         lines += ["    \\addlinespace"] if row in breaks else []
@@ -103,11 +114,6 @@ def _tabular(columns: Sequence[Column], breaks: Sequence[int]) -> str:
         cells = [f"\\textbf{{{cell}}}" if row in c.best else cell for cell, c in zip(cells, columns, strict=True)]
         lines.append(f"    {' & '.join(cells)} \\\\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular*}"])
-
-
-def _heading(column: Column) -> str:
-    arrow = {"↑": " $\\uparrow$", "↓": " $\\downarrow$"}.get(column.arrow, "")
-    return tex(column.heading) + arrow
 
 
 def _numeric(column: Column) -> bool:

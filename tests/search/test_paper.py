@@ -132,6 +132,12 @@ def test_a_csv_has_a_row_for_each_trial_with_all_digits(found):
     assert by[15]["broken limit: parameters [value / limit - 1]"] == "0.25"
 
 
+def test_a_part_of_a_whole_is_written_as_it_was_measured(ended):
+    usage = findings.read(*ended(**{"val/codebook_usage": 0.25}), "sqlite:///a.db")
+    head, first, *_ = rows(paper.table_csv([usage]))
+    assert first[head.index("val/codebook_usage")] == "0.25"
+
+
 def test_no_text_in_a_csv_is_a_formula(found):
     trials = list(found.trials)
     for number, text in enumerate(("=1+1", "+1", "-1", "@SUM(1)", "\t=1", 'a "b", c')):
