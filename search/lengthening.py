@@ -47,8 +47,8 @@ def lengthen(stored: Space, trials: Sequence[FrozenTrial], steps: int) -> Space:
             f"{where}: {len(complete)} {many} complete at {now} steps: {why} never changes, so that its value can't be "
             "compared with those of longer ones; expected none. vqsearch launch --study NAME --set budget.steps="
             f"{steps} starts a search of longer ones (--extend would take over trials of as many steps only); one by "
-            f"itself trains longer by: vqsearch train --study {stored.study} --trial {complete[0].number} --steps {steps} "
-            "--to DIR"
+            f"itself trains longer by: vqsearch train --study {stored.study} --trial {complete[0].number} "
+            f"--steps {steps} --to DIR"
         )
     begins = _decay_begins(stored)
     for trial in trials:
