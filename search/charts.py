@@ -133,7 +133,7 @@ def roles(of: Findings) -> dict[int, str]:
     """Numbers of the trials that the report speaks of -> what they are."""
     found = {trial.number: "baseline" for trial in of.baselines[:BASELINES]}
     if of.runner_up is not None:
-        found[of.runner_up.number] = "runner-up"
+        found.setdefault(of.runner_up.number, "runner-up")
     if of.best is not None:
         found[of.best.number] = "best"
     return found

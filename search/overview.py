@@ -71,18 +71,19 @@ def state(of: Findings) -> str:
 def headline(of: Findings) -> list[tuple[str, str, str]]:
     """The few numbers that come first: term, value, unit."""
     found = []
+    baseline = [("baseline", trial) for trial in of.baselines[:1]]
     if of.best is not None:
         label, unit = units.label(of.metric), units.unit(of.metric)
         found.append((f"best {label} (trial {of.best.number})", units.figure(of.metric, of.best.value), unit))
-        for word, others in (("baseline", of.baselines[:1]), ("runner-up", [of.runner_up] if of.runner_up else [])):
-            for other in others:
-                if other.number != of.best.number and (gain := of.gain(other)) is not None:
-                    better = "better" if gain >= 0 else "worse"
-                    found.append((f"{better} than the {word}", _at_least(of.metric, abs(gain)), unit))
+        others = {trial.number: (word, trial) for word, trial in (("runner-up", of.runner_up), *baseline) if trial}
+        for word, other in list(others.values())[::-1]:
+            if other.number != of.best.number and (gain := of.gain(other)) is not None:
+                better = "better" if gain >= 0 else "worse"
+                found.append((f"{better} than the {word}", _at_least(of.metric, abs(gain)), unit))
     found.append(("trials of the budget", f"{_done(of):,} / {of.space.budget.trials:,}", ""))
-    found.append(("training time of all trials", *_split(answer.hours(of.compute.trial_hours))))
+    found.append(("training time of all trials", *_time(of.compute.trial_hours)))
     if of.space.resources.gpus not in (0, 1):
-        found.append(("GPU time", *_split(answer.hours(of.compute.gpu_hours))))
+        found.append(("GPU time", *_time(of.compute.gpu_hours)))
     return [*found, ("saved by pruning", f"{100 * of.compute.saved_share:.0f}", "%")]
 
 
@@ -130,8 +131,11 @@ def spoken_of(of: Findings) -> list[tuple[str, Trial]]:
         ("runner-up", of.runner_up),
         *(("baseline", trial) for trial in of.baselines[: charts.BASELINES]),
     ]
-    named = {trial.number: (f"{word}, trial {trial.number}", trial) for word, trial in found[::-1] if trial is not None}
-    return [named[number] for number in dict.fromkeys(t.number for _, t in found if t is not None)]
+    words: dict[int, list[str]] = {}
+    for word, trial in found:
+        if trial is not None:
+            words.setdefault(trial.number, []).append(word)
+    return [(f"{answer.listed(said)}, trial {number}", of.trials[number]) for number, said in words.items()]
 
 
 def settings(of: Findings, trials: Sequence[Trial]) -> list[Setting]:
@@ -288,10 +292,12 @@ def _at_least(metric: str, difference: float) -> str:
     return f"< {none[:-1]}1" if difference and figure == none else figure
 
 
-def _split(text: str) -> tuple[str, str]:
-    """A short time as number and unit, a longer one whole."""
-    number, _, unit = text.partition(" ")
-    return (number, unit) if " " not in unit else (text, "")
+def _time(hours: float) -> tuple[str, str]:
+    """A time as one number and its unit."""
+    for factor, unit in ((1, "h"), (60, "min")):
+        if hours * factor >= 1:
+            return f"{hours * factor:,.1f}", unit
+    return f"{hours * 3600:.0f}", "s"
 
 
 def _limits(of: Findings) -> str:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from optuna.trial import TrialState
 
-from search import charts, cli_look, findings, landscape, output, page, records, report
+from search import charts, cli_look, findings, landscape, output, overview, page, records, report
 from search.errors import StudyError, UserError
 
 NOW = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
@@ -329,3 +329,16 @@ def test_the_command_writes_a_page_of_the_studies_it_names(ended, tmp_path):
         CliRunner().invoke(
             cli_look.report, ["--storage", url, "--study", "foreign", "--to", str(target)], catch_exceptions=False
         )
+
+
+def test_a_baseline_that_is_the_runner_up_is_called_both(ended):
+    study, loaded = ended()
+    better = optuna.create_study(direction="maximize", study_name="shapes")
+    for name, value in study.user_attrs.items():
+        better.set_user_attr(name, value)
+    better.add_trials([study.trials[0], study.trials[9]])
+    found = findings.read(better, loaded, "sqlite:///a.db")
+    assert [word for word, _ in overview.spoken_of(found)] == ["best, trial 1", "runner-up and baseline, trial 0"]
+    assert [term for term, _, _ in overview.headline(found)][:3] == [
+        "best PSNR (trial 1)", "better than the baseline", "trials of the budget",
+    ]  # fmt: skip
