@@ -112,13 +112,14 @@ def disk(tiny_file):
     """A disk of 16 MB at the output root `out`: `within` is how a command is run that sees it, `run` runs one."""
     folder = tiny_file.parent
     (folder / "out").mkdir()
-    mount = "mount -t tmpfs -o size=16m tmpfs out && echo mounted && exec sleep 600"
+    mount = "mount -t tmpfs -o size=16m tmpfs out && echo mounted && exec cat"  # until this process ends
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     if shutil.which("unshare") is None or shutil.which("nsenter") is None:
         pytest.skip("no unshare or nsenter here, which mount a disk for this test alone")
     holder = subprocess.Popen(
         ["unshare", "--mount", *user, "sh", "-c", mount],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
     )  # fmt: skip
     try:
         if holder.stdout.readline() != "mounted\n":
