@@ -240,9 +240,10 @@ def history(storage):
 
 
 def _attributes(trial):
-    return sorted(
-        (key, made) for key, made in trial.user_attrs.items() if key not in (records.SECONDS, records.RETRIES)
-    )
+    found = {key: made for key, made in trial.user_attrs.items() if key not in (records.SECONDS, records.RETRIES)}
+    if records.CHECKPOINT in found:
+        found[records.CHECKPOINT] = {key: made for key, made in found[records.CHECKPOINT].items() if key != "time"}
+    return sorted(found.items())
 
 
 def expected_decisions(storage, wanted):
