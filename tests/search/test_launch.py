@@ -196,8 +196,10 @@ def test_a_trial_is_trained_again_by_itself_and_gives_the_same_model(searched, t
 def test_the_checkpoints_left_are_the_last_ones(searched):
     folder, _ = searched
     for trial in trials(folder):
-        kept = list((folder / "vqsearch-output/tiny/trials" / f"{trial.number:05d}").iterdir())
-        assert [path.name for path in kept] == [f"step-{max(trial.intermediate_values):08d}"]
+        place = folder / "vqsearch-output/tiny/trials" / f"{trial.number:05d}"
+        assert {path.name for path in place.iterdir()} == {f"step-{step:08d}" for step in trial.intermediate_values}
+        held = [path.parent.name for path in place.glob("*/*") if path.suffix != ".png"]
+        assert set(held) <= {f"step-{max(trial.intermediate_values):08d}"}, "of earlier rungs only pictures stay"
 
 
 def test_a_killed_search_resumes_from_its_storage_to_the_exact_budget(tiny_file, tmp_path):
