@@ -36,8 +36,10 @@ _SCALE = [[0, "var(--scale-0)"], [0.5, "var(--scale-1)"], [1, "var(--scale-2)"]]
 
 
 def slices(of: Findings) -> list[Chart]:
-    """The objective over each parameter (Optuna's figure), the most important first."""
+    """The objective over each parameter (Optuna's figure), the most important first; none of too few trials."""
     trials = _drawn(of)
+    if len(trials) < LEAST_FOR_IMPORTANCES:
+        return []
     copy = charts.replica(of, trials)
     seen, _ = charts.focus(of, trials)
     found: list[Chart] = []
@@ -89,7 +91,7 @@ def parallel(of: Findings) -> Chart | None:
     """A line for each trial across all parameters, in three bands by rank."""
     trials = _drawn(of)
     columns = [p for p in by_importance(of) if len({shown(t.settings.get(p.name)) for t in trials}) > 1][:SLICES]
-    if len(trials) < 3 or len(columns) < 2:
+    if len(trials) < LEAST_FOR_IMPORTANCES or len(columns) < 2:
         return None
     place = {trial.number: index / len(trials) for index, trial in enumerate(trials)}
     heights = {p.name: _heights(p, trials) for p in columns}

@@ -342,3 +342,14 @@ def test_a_baseline_that_is_the_runner_up_is_called_both(ended):
     assert [term for term, _, _ in overview.headline(found)][:3] == [
         "best PSNR (trial 1)", "better than the baseline", "trials of the budget",
     ]  # fmt: skip
+
+
+def test_too_few_complete_trials_are_not_drawn_over_their_settings(ended):
+    study, loaded = ended()
+    few = optuna.create_study(direction="maximize", study_name="shapes")
+    for name, value in study.user_attrs.items():
+        few.set_user_attr(name, value)
+    few.add_trials(study.trials[:4])
+    text = rendered(findings.read(few, loaded, "sqlite:///a.db"))
+    assert "Which settings mattered can't be said: 4 complete trials are too few" in words_of(text)
+    assert [name for name in data_of(text)["charts"] if "front" not in name] == ["s0-history", "s0-curves"]
