@@ -52,6 +52,7 @@ UNSEARCHABLE = (
             "evaluation.lpips_trunk",
             "evaluation.perturbed",
             "evaluation.rfid_weights",
+            "evaluation.test",
         ),
         "trials are compared on the same held-out images, measured alike",
     )

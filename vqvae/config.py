@@ -349,6 +349,8 @@ class EvaluationConfig:
     """Part of the codes replaced by near neighbors before lpips_perturbed is measured; 0 to 1, 0 is off."""
     rfid_weights: str = ""
     """File with the Inception weights of torch-fidelity, with which rfid is measured; "" is off."""
+    test: bool = False
+    """Measure the whole test split too, at the last step: for models that report, never for one that is chosen."""
 
     def __post_init__(self) -> None:
         require(self.images >= 1, "images", "at least 1", self.images)

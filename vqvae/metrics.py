@@ -145,6 +145,8 @@ class Evaluation:
     worst: list[int]
     """Numbers of the measured pictures, the one with the largest error first: of lpips if it was measured, else the one
     with the least psnr."""
+    each: dict[str, NDArray[np.float64]]
+    """psnr, ssim, l1 and the lpips if any of each measured picture, in the order of the pictures."""
 
 
 @torch.no_grad()
@@ -210,6 +212,7 @@ def evaluate(
     return Evaluation(
         metrics=means | (rfid.result() if rfid else {}) | code_statistics(counts, tokens),
         worst=rows[errors.argsort(descending=True, stable=True).cpu().numpy()].tolist(),
+        each={name: values.cpu().numpy() for name, values in each.items() if len(values) == len(rows)},
     )
 
 

@@ -6,9 +6,11 @@ for progress in train(config):
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 import time
+import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from vqvae import checkpoint, conversion, weights
 from vqvae.batches import batch
 from vqvae.checkpoint import CheckpointError, TrainingState
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
-from vqvae.data import load
+from vqvae.data import Images, load
 from vqvae.learner import Learner
 from vqvae.meter import Meter
 from vqvae.metrics import Evaluation, evaluate, spread
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 REPORT_EVERY_S = 2.0
 """Wall seconds between two light reports."""
+
+TEST_VALUES = "test.npz"
+"""File of a checkpoint with what each image of the test split measured: metric -> float64 (images)."""
 
 SHEET_IMAGES = 16
 """Held-out images on a sheet."""
@@ -72,7 +77,8 @@ class Progress:
     metrics: dict[str, float]
     """train/<term>: means since the last report, at evaluations since the last evaluation; images_per_s: of training
     alone, since the last evaluation; peak_memory_gib, on CUDA; at evaluations also val/<metric>, see
-    `vqvae.metrics.evaluate`, and what the model costs, see `vqvae.speed.costs`."""
+    `vqvae.metrics.evaluate`, and what the model costs, see `vqvae.speed.costs`; with evaluation.test at the last step
+    test/<metric>."""
     evaluated: bool = False
     """The held-out images were measured: at every rung and at the last step."""
     stopped: bool = False
@@ -160,6 +166,9 @@ class _Run:
         splits = load(config.data)
         self.images, self.skipped = splits.train, splits.skipped
         self.held_out = splits.validation
+        self.test = splits.test if judged.test else None
+        if self.test is not None and not len(self.test):
+            raise ConfigError("evaluation.test", "must be false where no image is in the test split, but got true")
         sizes = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
         self.sizes = {name: size for name, size in sizes.items() if size}
         self.meter = Meter()
@@ -167,6 +176,7 @@ class _Run:
         self.evaluated_at = -1  # not yet
         self.metrics: dict[str, float] = {}
         self.worst: list[int] = []
+        self.tested: dict[str, NDArray[np.float64]] = {}
 
     @property
     def step(self) -> int:
@@ -192,11 +202,22 @@ class _Run:
 
         measured, cost = learner.in_memory(measure)
         held_out = {f"val/{name}": value for name, value in measured.metrics.items()}
+        if self.step == self.config.steps and self.test is not None:
+            judged = self._judge(self.test)
+            held_out |= {f"test/{name}": value for name, value in judged.metrics.items()}
+            self.tested = judged.each
         for name, value in held_out.items():
             self._require_finite(name, value, self.step)
         self.metrics, self.evaluated_at = {**training, **cost, **held_out}, self.step
         self.worst = measured.worst[:SHEET_IMAGES]
         self.meter.reset()
+
+    def _judge(self, images: Images) -> Evaluation:
+        """Measures all images of the test split."""
+        learner, config = self.learner, dataclasses.replace(self.config.evaluation, images=len(images))
+        return learner.in_memory(
+            lambda: evaluate(learner.average, images, config, learner.micro_batch, self.lpips, self.rfid)
+        )
 
     def evaluation(self) -> Progress:
         """The report of the last evaluation, with a checkpoint."""
@@ -227,6 +248,7 @@ class _Run:
         try:
             self.evaluated_at, self.metrics = state.progress["evaluated_at"], state.progress["metrics"]
             self.worst = state.progress.get("worst", [])  # which older checkpoints do not know
+            self.tested = _tested(folder)
             self.meter.sums = {name: (total, count) for name, (total, count) in state.progress["sums"].items()}
             self.learner.restore(state.step, state.progress["micro_batch"], state.tensors)
         except KeyError as error:
@@ -269,6 +291,8 @@ class _Run:
             }
             state = TrainingState(step=step, config=self.config, tensors=self.learner.tensors(), progress=progress)
             checkpoint.save(state, folder)
+            if self.tested:
+                np.savez(folder / TEST_VALUES, **self.tested)  # type: ignore[arg-type]
 
         return save
 
@@ -316,6 +340,16 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not there:
         raise ConfigError("device", "must be cpu or auto, since torch finds no CUDA device, but got 'cuda'")
     return torch.device("cuda" if there and config.device != "cpu" else "cpu")
+
+
+def _tested(folder: Path) -> dict[str, NDArray[np.float64]]:
+    try:
+        with np.load(folder / TEST_VALUES, allow_pickle=False) as values:
+            return dict(values)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"damaged: {TEST_VALUES}: {error}") from error
 
 
 def _require_same_run(state: TrainingState, config: TrainConfig, folder: Path) -> None:
