@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from search import cluster, curves, extension, lease, lengthening, output, progress, records, storage, study
+from search import (
+    cluster,
+    curves,
+    extension,
+    finalists,
+    lease,
+    lengthening,
+    output,
+    progress,
+    records,
+    storage,
+    study,
+)  # fmt: skip
 from search.errors import SpaceError, VqsearchError
 from search.patience import Patient
 from search.progress import View
@@ -68,7 +80,7 @@ def launch(
     known = study.existing(store, space, absolute)
     if known is not None:
         lease.refuse_if_held(store, space.study)
-        if _nothing_left(known, space.budget.trials, view):
+        if _nothing_left(known, space, view):
             return 0
     curves.check(space, records.output(known) if known is not None else absolute or "")
     opening = functools.partial(study.create, store, space, absolute, copies=copies)
@@ -115,7 +127,7 @@ def resume(
     if steps is not None:
         space = lengthening.lengthen(space, known.get_trials(deepcopy=False), steps)
     lease.refuse_if_held(store, known.study_name)
-    if _nothing_left(known, space.budget.trials, view):
+    if _nothing_left(known, space, view):
         return 0
     moved = None if root is None else output.absolute(root)
     curves.check(space, moved or records.output(known))
@@ -147,9 +159,12 @@ def _run(
             return _drive(opened, capacity, view)
 
 
-def _nothing_left(known: optuna.Study, budget: int, view: View) -> bool:
-    if study.spent(known, budget):
-        view.message(f"the budget of {budget} trials is spent; --trials N makes it a larger one")
+def _nothing_left(known: optuna.Study, space: Space, view: View) -> bool:
+    trials = known.get_trials(deepcopy=False)
+    if finalists.outstanding(space, trials, known.direction):
+        return False
+    if study.spent(known, space.budget.trials):
+        view.message(f"the budget of {space.budget.trials} trials is spent; --trials N makes it a larger one")
         return True
     return False
 

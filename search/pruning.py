@@ -50,7 +50,7 @@ class RungPruner(BasePruner):
         values = {
             other.number: sign * other.intermediate_values[step]
             for other in study.get_trials(deepcopy=False)
-            if step in other.intermediate_values
+            if step in other.intermediate_values and records.finalist(other) is None
         } | {trial.number: sign * trial.intermediate_values[step]}
         ranked = sorted(values.values())
         last_to_go_on = max(len(ranked) // self._reduction_factor, 1) - 1
@@ -173,6 +173,8 @@ def _evaluated(opened: OpenStudy, flight: Flight, step: int, metrics: dict[str, 
     if not math.isfinite(metrics[metric]):
         return _ended("diverged", f"{metric} became {metrics[metric]} at step {step}")
     known = opened.frozen(trial)
+    if flight.finalist is not None:
+        return _judged(opened, flight, known, step, metrics)
     skipped = [rung for rung in space.rungs if rung < step and rung not in known.intermediate_values]
     if skipped:
         raise SearchError(f"trial {trial.number}: the trainer skipped the rung at step {skipped[0]} and is at {step}")
@@ -187,6 +189,17 @@ def _evaluated(opened: OpenStudy, flight: Flight, step: int, metrics: dict[str, 
     if step in space.rungs and _decide(trial, known, step) == "prune":
         return Outcome(state=TrialState.PRUNED, reason=f"{metric} {metrics[metric]:.5g} is not among the best there")
     return None
+
+
+def _judged(
+    opened: OpenStudy, flight: Flight, known: FrozenTrial, step: int, metrics: dict[str, float]
+) -> Outcome | None:
+    """A finalist is measured at its last step alone, and no rung or limit stops it."""
+    if step != opened.space.budget.steps:
+        return None
+    if step not in known.intermediate_values:
+        flight.trial.report(metrics[opened.space.objective.metric], step)
+    return Outcome(state=TrialState.COMPLETE)
 
 
 def _decide(trial: optuna.Trial, known: FrozenTrial, step: int) -> str:

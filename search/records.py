@@ -44,6 +44,8 @@ ENQUEUED = "enqueued"
 BY_HAND = "pruned by hand"
 """The reason of a trial that someone asked to prune."""
 COPIED = "copied"
+FINALIST = "finalist"
+OPENINGS = "vqsearch:test_openings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,34 @@ class Original:
     study: str
     number: int
     output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """What a trial judges again.
+
+    Attributes:
+        of: number of the trial whose settings it has.
+        seed: its own.
+    """
+
+    of: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """That the test split was opened, and for whom.
+
+    Attributes:
+        time: of its decision, ISO 8601 in UTC.
+        settings: numbers of the trials whose settings are judged.
+        seeds: that each of them is trained with.
+    """
+
+    time: str
+    settings: Sequence[int]
+    seeds: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,9 +366,35 @@ def copy_of(trial: FrozenTrial, original: Original) -> dict[str, Any]:
     return kept | {COPIED: asdict(original)}
 
 
+def finalist(trial: FrozenTrial) -> Finalist | None:
+    """What the trial judges again; None for a trial of the search itself."""
+    found = trial.user_attrs.get(FINALIST)
+    return None if found is None else Finalist(**found)
+
+
+def finalist_attrs(what: Finalist) -> dict[str, Any]:
+    """The attributes of a trial that is to be a finalist."""
+    return {FINALIST: asdict(what)}
+
+
+def openings(study: optuna.Study) -> list[Opening]:
+    """When the test split was opened, the first time first."""
+    return [Opening(**each) for each in study.user_attrs.get(OPENINGS, [])]
+
+
+def add_opening(study: optuna.Study, opening: Opening) -> None:
+    """Write that the test split is opened, before it is."""
+    study.set_user_attr(OPENINGS, [*study.user_attrs.get(OPENINGS, []), asdict(opening)])
+
+
+def searched(trial: FrozenTrial) -> bool:
+    """Whether the trial is one of this study's search: neither a copy nor a finalist."""
+    return COPIED not in trial.user_attrs and FINALIST not in trial.user_attrs
+
+
 def counts(trial: FrozenTrial) -> bool:
     """Whether the trial uses up one of the budget: finished here, and not refused before training."""
-    return trial.state.is_finished() and not trial.user_attrs.get(INVALID, False) and COPIED not in trial.user_attrs
+    return trial.state.is_finished() and not trial.user_attrs.get(INVALID, False) and searched(trial)
 
 
 def is_invalid(trial: FrozenTrial) -> bool:

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: those of the best complete trials, and of every trial that may still go on.
+"""Which checkpoints stay: those of the best complete trials, of finalists, and of every trial that may still go on.
 
 The rest is removed as soon as that is decided, but after it is written: a kill in between leaves a checkpoint too many,
 never one too few. What a kill left is removed when the study is opened again, or by `vqsearch clean`. Pictures stay,
@@ -22,12 +22,14 @@ _STEP = re.compile(r"trials/(?P<number>\d{5,})/(?P<step>step-\d+)(?P<part>\.part
 
 
 def ranked(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """Complete trials that keep the limits, the best first, and of two alike the earlier one."""
+    """Complete trials of a search that keep the limits, the best first, and of two alike the earlier one."""
     sign = 1 if direction == StudyDirection.MINIMIZE else -1
     complete = [
         trial
         for trial in trials
-        if trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+        if trial.state == TrialState.COMPLETE
+        and records.finalist(trial) is None
+        and all(value <= 0 for value in trial.constraints.values())
     ]
     return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
 
@@ -42,8 +44,8 @@ def needed(trials: Sequence[FrozenTrial], direction: StudyDirection, best: int) 
     """
     own = ranked((trial for trial in trials if records.copied(trial) is None), direction)
     kept = own[:best] + [trial for trial in own[best:] if trial.value == own[best - 1].value]
-    unfinished = [trial for trial in trials if not trial.state.is_finished()]
-    found = ((trial.number, records.checkpoint(trial)) for trial in (*kept, *unfinished))
+    others = [trial for trial in trials if not trial.state.is_finished() or records.finalist(trial) is not None]
+    found = ((trial.number, records.checkpoint(trial)) for trial in (*kept, *others))
     return {number: record.folder for number, record in found if record is not None}
 
 

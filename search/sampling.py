@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,22 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
+from search import records
 from search.parameters import Parameter, snap
 from search.space import Space
+
+
+class Searched(Study):
+    """A study as its sampler sees it: without finalists, whose values are of other seeds and come after the choice."""
+
+    def __init__(self, study: Study) -> None:
+        self.__dict__.update(study.__dict__)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy, states, use_cache)
+        return [trial for trial in trials if records.finalist(trial) is None]
 
 
 class PerTrialSampler(samplers.BaseSampler):
@@ -49,13 +63,13 @@ class PerTrialSampler(samplers.BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As in BaseSampler."""
-        return self._of(trial).infer_relative_search_space(study, trial)
+        return self._of(trial).infer_relative_search_space(Searched(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """As in BaseSampler."""
-        drawn = self._of(trial).sample_relative(study, trial, search_space)
+        drawn = self._of(trial).sample_relative(Searched(study), trial, search_space)
         return {name: self._snapped(name, value) for name, value in drawn.items()}
 
     def sample_independent(
@@ -63,16 +77,16 @@ class PerTrialSampler(samplers.BaseSampler):
     ) -> Any:
         """As in BaseSampler."""
         alone = self._build(trial.number, self._places[param_name])
-        drawn = alone.sample_independent(study, trial, param_name, param_distribution)
+        drawn = alone.sample_independent(Searched(study), trial, param_name, param_distribution)
         return self._snapped(param_name, drawn)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """As in BaseSampler."""
-        self._of(trial).before_trial(study, trial)
+        self._of(trial).before_trial(Searched(study), trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """As in BaseSampler."""
-        self._of(trial).after_trial(study, trial, state, values)
+        self._of(trial).after_trial(Searched(study), trial, state, values)
 
 
 class QuasiRandomSampler(samplers.BaseSampler):

@@ -78,6 +78,17 @@ class Log(_Part):
     """Project of Weights & Biases; a run for each trial."""
 
 
+class Finalists(_Part):
+    """What is judged when the search is over, see `search.finalists`."""
+
+    top: int = Field(default=3, ge=1)
+    """Settings of the ranking, the best first, that are trained again from scratch."""
+    seeds: int = Field(default=3, ge=1)
+    """Fresh seeds of each; one shows no interval."""
+    include: Literal["baselines", "nothing"] = "baselines"
+    """Settings that are judged beside them, wherever pruning stopped them."""
+
+
 class Limits(_Part):
     """Bounds of a quantity; a trial outside them is infeasible."""
 
@@ -99,6 +110,7 @@ class File(_Part):
     seed: int = Field(default=0, ge=0)
     keep: Keep = Keep()
     log: Log = Log()
+    finalists: Finalists | None = None
     storage: str | None = None
     output: str | None = None
     train: dict[str, Any] = {}

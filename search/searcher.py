@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search import attachments, parameters, records
+from search import attachments, finalists, parameters, records
 from search.parameters import settings
 from search.space import violations
 from search.study import Flight, OpenStudy, Outcome
@@ -92,11 +93,13 @@ class StudySearcher(Searcher):
         capacity = self._capacity()
         if opened.flights and len(opened.flights) >= capacity:
             return None  # Asked ten times a second: the storage is read only when there is room.
-        if self._over():
+        over = self._over()
+        waiting = self._next_finalist() if over else None
+        if over and waiting is None:
             return None if opened.flights else self.FINISHED
         if len(opened.flights) >= capacity:
             return None
-        flight = self._take_off()
+        flight = self._take_off() if waiting is None else self._take_up(waiting)
         if flight is None:
             self._stop_asking = True
             return None if opened.flights else self.FINISHED
@@ -135,7 +138,8 @@ class StudySearcher(Searcher):
         if opened.draining or self._stop_asking:
             return True
         finished = sum(records.counts(trial) for trial in opened.trials())
-        if finished + len(opened.flights) >= opened.space.budget.trials:
+        searching = sum(flight.finalist is None for flight in opened.flights.values())
+        if finished + searching >= opened.space.budget.trials:
             return True
         hours = opened.space.budget.hours
         if hours is None or opened.hours() < hours:
@@ -149,20 +153,36 @@ class StudySearcher(Searcher):
         opened = self._opened
         most = INVALID_PER_TRIAL * opened.space.budget.trials
         while sum(records.is_invalid(trial) for trial in opened.trials()) < most:
-            trial = opened.study.ask()
-            flight = Flight(
-                trial=trial,
-                labels=parameters.suggest(opened.space.parameters, trial),
-                started=time.monotonic(),
-                before=records.seconds(opened.frozen(trial)),
-            )
-            violated = self._violations(flight)
+            flight = self._flight(opened.study.ask())
+            violated = None if flight.finalist else self._violations(flight)
             if not violated:
                 return flight
-            records.set_invalid(trial)
+            records.set_invalid(flight.trial)
             tell(opened, flight, violated)
         opened.notify(f"{most} trials broke a limit before any training; the search ends: widen constraints or search")
         return None
+
+    def _next_finalist(self) -> FrozenTrial | None:
+        """A finalist that waits; None while trials of the search run, and where there is none."""
+        opened = self._opened
+        running = any(flight.finalist is None for flight in opened.flights.values())
+        return None if opened.space.finalists is None or opened.draining or running else finalists.begin(opened)
+
+    def _take_up(self, waiting: FrozenTrial) -> Flight:
+        """A waiting trial of one's choice, where `ask` would take the first one."""
+        study = self._opened.study
+        study._storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING)
+        return self._flight(optuna.Trial(study, waiting._trial_id))
+
+    def _flight(self, trial: optuna.Trial) -> Flight:
+        known = self._opened.frozen(trial)
+        return Flight(
+            trial=trial,
+            labels=parameters.suggest(self._opened.space.parameters, trial),
+            started=time.monotonic(),
+            before=records.seconds(known),
+            finalist=records.finalist(known),
+        )
 
     def _violations(self, flight: Flight) -> Outcome | None:
         try:
@@ -180,9 +200,13 @@ class StudySearcher(Searcher):
         checkpoint = records.checkpoint(frozen)
         flight.step = checkpoint.step if checkpoint else 0
         verb = f"goes on at step {flight.step}" if checkpoint else "starts"
+        if flight.finalist is not None:
+            verb += f" as a finalist, trial {flight.finalist.of} with seed {flight.finalist.seed}"
         opened.notify(f"trial {frozen.number} {verb}: {settings(flight.labels)}")
         attachments.note_trial(opened.study, opened.space, flight.trial)
         config = opened.space.config(flight.labels)
+        if flight.finalist is not None:
+            config = finalists.config(config, flight.finalist)
         if not opened.space.resources.gpus and config.device == "auto":
             # A trial that asked for no GPU must not take one that Ray believes to be free.
             config = dataclasses.replace(config, device="cpu")

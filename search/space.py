@@ -17,7 +17,7 @@ from typing import Any
 from search import parameters, schema, yaml12
 from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
-from search.schema import Budget, File, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
+from search.schema import Budget, File, Finalists, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
 from vqvae import config as vqvae_config
 from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig
@@ -34,7 +34,8 @@ class Space:
     """A validated space file.
 
     Attributes:
-        study, objective, budget, sampler, pruner, resources, parallel, seed, keep, log, storage, output: as there.
+        study, objective, budget, sampler, pruner, resources, parallel, seed, keep, finalists, log, storage, output: as
+            there.
         retries: how often a trial goes on after it lost its worker.
         base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
         parameters: what is searched, parents of conditions before their children.
@@ -55,6 +56,7 @@ class Space:
     seed: int
     keep: Keep
     log: Log
+    finalists: Finalists | None
     storage: str | None
     output: str | None
     base: TrainConfig
@@ -193,6 +195,7 @@ def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> S
         seed=file.seed,
         keep=file.keep,
         log=file.log,
+        finalists=file.finalists,
         storage=file.storage,
         output=_absolute_output(file.output, folder),
         base=base,
@@ -299,6 +302,11 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
             raise document.error(
                 path, "min and max must be above 0, since a violation is measured by value / limit - 1"
             )
+    data = space.base.data
+    if space.finalists is not None and data.source != "photographs" and not (data.splits or data.test_fraction):
+        raise document.error(
+            ("finalists",), "are judged on the test split, so train.data.test_fraction must be above 0, but got 0"
+        )
     if space.rungs:
         warmup = max([space.base.optimizer.warmup_steps, *_possible(space, "optimizer.warmup_steps")])
         if space.rungs[0] < 2 * warmup:

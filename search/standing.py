@@ -134,7 +134,7 @@ def standing(
         hours: wall hours of drivers up to now; None for what the storage says.
     """
     trials = study.get_trials(deepcopy=False)
-    own = [trial for trial in trials if records.copied(trial) is None]
+    own = [trial for trial in trials if records.searched(trial)]
     valid = [trial for trial in own if not records.is_invalid(trial)]
     finished = [trial for trial in valid if trial.state.is_finished()]
     now = [t for t in valid if (t.state == TrialState.RUNNING if news is None else t.number in news)]

@@ -31,8 +31,8 @@ from search.space import Space
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # The search speaks for itself.
 
 OPERATIONAL = (
-    "budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus", "keep.best", "log.tensorboard",
-    "log.wandb",
+    "budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus", "keep.best", "finalists.top",
+    "finalists.seeds", "finalists.include", "log.tensorboard", "log.wandb",
 )  # fmt: skip
 """Keys that change how long and where a search runs and what it keeps, but no trial: they may change later."""
 
@@ -50,6 +50,7 @@ class Flight:
         metrics: as last reported.
         outcome: how it ends, once that is known.
         unwanted: someone asked to prune it.
+        finalist: what it judges again; None for a trial of the search itself.
     """
 
     trial: optuna.Trial
@@ -60,6 +61,7 @@ class Flight:
     metrics: dict[str, float] = field(default_factory=dict)
     outcome: Outcome | None = None
     unwanted: bool = False
+    finalist: records.Finalist | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,99 @@
+"""Finalists: the best settings and the baselines, trained again on fresh seeds and judged once on the test split.
+
+A search ranks settings by one seed and by the images that chose them, so that its best value flatters itself. When it
+is over, the first `finalists.top` settings of its ranking, and its baselines, become trials again, each with
+`finalists.seeds` seeds of their own: at the full budget, never pruned, out of the sampler's sight, and measured on
+images that no trial of the search has seen. Which settings these are is written to the study before the first one
+starts; a driver that is killed leaves the same ones to the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search import records, retention
+from search.records import Finalist, Opening
+from search.space import Space
+from search.study import OpenStudy
+from vqvae.config import TrainConfig
+
+
+def selected(space: Space, trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[int]:
+    """Numbers of the trials whose settings are finalists: the best first, then baselines that are not among them.
+
+    A baseline counts wherever pruning stopped it, since it is there to be beaten at the full budget; one that failed,
+    diverged or broke a limit does not.
+    """
+    wanted = space.finalists
+    assert wanted is not None, "asked of a space with finalists"
+    best = [trial.number for trial in retention.ranked(trials, direction)[: wanted.top]]
+    if wanted.include != "baselines":
+        return best
+    labels = [dict(each) for each in space.baselines]
+    usable = (TrialState.COMPLETE, TrialState.PRUNED)
+    sound = [t for t in trials if t.state in usable and not any(value > 0 for value in t.constraints.values())]
+    asked = [t.number for t in sound if records.finalist(t) is None and t.system_attrs.get("fixed_params") in labels]
+    return best + [number for number in asked if number not in best]
+
+
+def missing(space: Space, trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[Finalist]:
+    """Finalists that are not trials yet, in the order in which they are to run: every setting's first seed first.
+
+    Args:
+        space: with finalists.
+        trials: all of the study.
+        direction: of its objective.
+    """
+    assert space.finalists is not None, "asked of a space with finalists"
+    there = {found for trial in trials if (found := records.finalist(trial)) is not None}
+    seeds = [space.seed + 1 + place for place in range(space.finalists.seeds)]
+    wanted = [Finalist(of=number, seed=seed) for seed in seeds for number in selected(space, trials, direction)]
+    return [each for each in wanted if each not in there]
+
+
+def outstanding(space: Space, trials: Sequence[FrozenTrial], direction: StudyDirection) -> bool:
+    """Whether finalists are still to be trained once the search itself is over."""
+    if space.finalists is None:
+        return False
+    unfinished = any(records.finalist(trial) and not trial.state.is_finished() for trial in trials)
+    return unfinished or bool(missing(space, trials, direction))
+
+
+def begin(opened: OpenStudy) -> FrozenTrial | None:
+    """Make trials of the finalists, once; called when the search itself is over and none of its trials runs.
+
+    Returns:
+        The next one that waits; None where none does.
+    """
+    study, space, trials = opened.study, opened.space, opened.trials()
+    lacking = missing(space, trials, study.direction)
+    if lacking:
+        openings = records.openings(study)
+        told = {Finalist(of=of, seed=seed) for each in openings for of in each.settings for seed in each.seeds}
+        if new := [each for each in lacking if each not in told]:  # else by a driver that was killed below
+            settings, seeds = (sorted({getattr(each, name) for each in new}) for name in ("of", "seed"))
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            records.add_opening(study, Opening(time=now, settings=settings, seeds=seeds))
+            again = ", which was opened before" if openings else ""
+            opened.notify(
+                f"the search is over: {len(settings)} settings are trained again with {len(seeds)} seeds each and "
+                f"judged on the test split{again}"
+            )
+        for each in lacking:
+            study.enqueue_trial(
+                dict(trials[each.of].params), user_attrs=records.finalist_attrs(each), skip_if_exists=False
+            )
+        trials = opened.trials()
+    waiting = (t for t in trials if t.state == TrialState.WAITING and records.finalist(t) is not None)
+    return next(waiting, None)
+
+
+def config(of: TrainConfig, finalist: Finalist) -> TrainConfig:
+    """The config of a finalist: its own seed, no rungs, and the test split measured at the last step."""
+    judged = dataclasses.replace(of.evaluation, test=True)
+    return dataclasses.replace(of, seed=finalist.seed, rungs=(), evaluation=judged)

@@ -1,0 +1,263 @@
+"""Finalists over a trainer that only computes curves: who they are, that nobody else sees them, and every kill."""
+
+import json
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from search import finalists, pruning, records, retention, sampling, space, standing, study
+from search import lease as leases
+from search.errors import SpaceError
+from search.searcher import Assignment, StudySearcher
+from vqvae.conversion import from_dict
+
+GOOD, POOR = (
+    "{optimizer.lr: 1.8e-3, quantizer.codebook_size: 16}",
+    "{optimizer.lr: 5.0e-3, quantizer.codebook_size: 16}",
+)
+BASELINE = f"baselines=[{GOOD}, {POOR}]"
+WANTED = ["budget.trials=6", "parallel=1", BASELINE, "finalists={top: 2, seeds: 2}"]
+
+
+class KilledError(BaseException):
+    """The driver's end, just before a write."""
+
+
+class Storage(InMemoryStorage):
+    """A storage that outlives its drivers.
+
+    Attributes:
+        left: writes before the driver dies; None for a driver that lives.
+        writes: how many there were.
+        opened_at: how many there were before the test split was opened.
+    """
+
+    left = None
+    writes = 0
+    opened_at = None
+
+    def _write(self):
+        self.writes += 1
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KilledError
+
+    def create_new_trial(self, *arguments, **options):
+        self._write()
+        return super().create_new_trial(*arguments, **options)
+
+    def set_trial_state_values(self, *arguments, **options):
+        self._write()
+        return super().set_trial_state_values(*arguments, **options)
+
+    def set_trial_intermediate_value(self, *arguments, **options):
+        self._write()
+        return super().set_trial_intermediate_value(*arguments, **options)
+
+    def set_trial_user_attr(self, *arguments, **options):
+        self._write()
+        return super().set_trial_user_attr(*arguments, **options)
+
+    def set_study_user_attr(self, study_id, key, value):
+        if key == records.OPENINGS and self.opened_at is None:
+            self.opened_at = self.writes
+        self._write()
+        return super().set_study_user_attr(study_id, key, value)
+
+
+@pytest.fixture
+def place(tmp_path, tiny_file, monkeypatch):
+    monkeypatch.setattr(leases, "_alive", lambda _holder: False)
+    found = SimpleNamespace(storage=Storage(), root=str(tmp_path / "out"), trained=[], file=tiny_file)
+    found.space = space.load(tiny_file, WANTED)
+    return found
+
+
+def value(config, step):
+    """A curve that the learning rate decides, and a little the seed."""
+    return 10 + step**0.5 * (1 - abs(config.optimizer.lr * 500 - 1)) + config.seed / 100
+
+
+def fly(place, searcher, scheduler, assignment, name):
+    """One trial as a worker would report it: the last evaluation of its checkpoint first, then the later ones."""
+    config = from_dict(json.loads(assignment.config))
+    resumed = int(assignment.checkpoint.rpartition("-")[2]) if assignment.checkpoint else 0
+    if resumed < config.steps:
+        place.trained.append((assignment.number, config.seed, config.evaluation.test))
+    for step in (*config.rungs, config.steps):
+        if step < resumed:
+            continue
+        metrics = {"val/psnr": value(config, step)}
+        if config.evaluation.test and step == config.steps:
+            metrics["test/psnr"] = value(config, step) - 1
+        report = {
+            "step": step, "metrics": list(metrics.items()), "evaluated": True, "ended": "", "reason": "",
+            "checkpoint": f"tiny/trials/{assignment.number:05d}/step-{step:08d}",
+            "pictures": [], "device": "", "sizes": [],
+        }  # fmt: skip
+        if scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), report) == "STOP":
+            break
+    searcher.on_trial_complete(name)
+
+
+def drive(place, changes=None):
+    """Run a search to its end, one trial at a time."""
+    if place.space.study in study.studies(place.storage):
+        driver = study.resume(place.storage, place.space.study, changes)
+    else:
+        driver = study.create(place.storage, place.space, place.root, 1)
+    driver.study.pruner = pruning.build(driver.space)
+    searcher = StudySearcher(driver, lambda: 1, lambda config: {"tokens": config.tokens}, "control")
+    scheduler = pruning.StudyScheduler(driver)
+    try:
+        for count in range(1000):
+            config = searcher.suggest(str(count))
+            if config == StudySearcher.FINISHED:
+                return
+            fly(place, searcher, scheduler, Assignment(**config), str(count))
+        raise AssertionError("the search does not end")
+    except KilledError:
+        driver.lease._over.set()
+        driver.lease._thread.join()
+        raise
+    finally:
+        if place.storage.left is None:
+            driver.close()
+
+
+def loaded(place):
+    return optuna.load_study(study_name="tiny", storage=place.storage)
+
+
+def judged(place):
+    found = [(records.finalist(trial), trial) for trial in loaded(place).trials]
+    return {(what.of, what.seed): trial for what, trial in found if what is not None}
+
+
+def test_the_best_settings_and_the_baselines_are_trained_again_on_fresh_seeds(place):
+    drive(place)
+    trials = loaded(place).trials
+    search = [trial for trial in trials if records.finalist(trial) is None]
+    assert len(search) == 6
+    best = [trial.number for trial in standing.ranking(loaded(place))[:2]]
+    assert trials[1].state == TrialState.PRUNED
+    assert set(judged(place)) == {(number, seed) for number in (*best, 0, 1) for seed in (1, 2)}
+    for (of, seed), trial in judged(place).items():
+        assert trial.params == trials[of].params
+        assert trial.state == TrialState.COMPLETE
+        assert list(trial.intermediate_values) == [18], "no rung stops a finalist"
+        assert trial.user_attrs["test/psnr"] == pytest.approx(trial.value - 1)
+        assert (trial.number, seed, True) in place.trained
+    assert all(seed == 0 and not test for number, seed, test in place.trained if number < 6)
+
+
+def test_finalists_count_towards_no_budget_and_rank_nowhere(place):
+    drive(place)
+    found = loaded(place)
+    now = standing.standing(found, place.space)
+    assert now.done == 6
+    assert now.total == 6
+    assert {trial.number for trial in standing.ranking(found)} <= set(range(6))
+    assert not finalists.outstanding(place.space, found.trials, found.direction)
+
+
+def test_the_sampler_suggests_as_if_no_finalist_had_been(place):
+    place.space = space.load(place.file, [*WANTED, "budget.trials=12"])
+    drive(place)
+    with_them = loaded(place)
+    without = optuna.create_study(direction="maximize")
+    without.add_trials([trial for trial in with_them.trials if records.finalist(trial) is None])
+    assert len(without.trials) < len(with_them.trials)
+    drawn = []
+    for each in (with_them, without):
+        sampler = sampling.build(place.space, 10)
+        trial = each.ask()
+        number_50 = each._storage.get_trial(trial._trial_id)
+        number_50.number = 50  # of which the sampler's dice come
+        within = sampler.infer_relative_search_space(each, number_50)
+        drawn.append((within, sampler.sample_relative(each, number_50, within)))
+    assert drawn[0] == drawn[1]
+    assert drawn[0][1]
+
+
+def test_a_kill_before_any_write_trains_nothing_twice_and_opens_the_test_split_once(place, tmp_path):
+    place.space = space.load(place.file, [*WANTED, "budget.trials=3", "finalists={top: 1, seeds: 2}"])
+    drive(place)
+    whole = {key: (trial.params, trial.value) for key, trial in judged(place).items()}
+    [opening] = records.openings(loaded(place))
+    assert sorted(opening.seeds) == [1, 2]
+    first = writes = place.storage.opened_at - 1  # those before it are held to account in test_searcher.py
+    while True:
+        place.storage, place.trained = Storage(), []
+        place.root = str(tmp_path / f"out-{writes}")
+        place.storage.left = writes
+        try:
+            drive(place)
+        except KilledError:
+            place.storage.left = None
+            drive(place)
+        else:
+            break
+        assert {key: (trial.params, trial.value) for key, trial in judged(place).items()} == whole, writes
+        assert len(records.openings(loaded(place))) == 1, f"killed before write {writes}"
+        ended = [t for t in loaded(place).trials if records.finalist(t)]
+        assert len(ended) == len(whole), "each finalist is one trial"
+        # One that was killed before it had a checkpoint begins again; none of those that had ended does.
+        begun = [number for number, _, test in place.trained if test]
+        assert len(begun) <= len(whole) + 1
+        writes += 1
+    assert writes > first + 30
+
+
+def test_more_seeds_add_to_those_that_are_there(place):
+    drive(place)
+    before = {key: trial.number for key, trial in judged(place).items()}
+    drive(place, {"finalists.seeds": 3})
+    after = {key: trial.number for key, trial in judged(place).items()}
+    assert before.items() <= after.items()
+    assert {seed for _, seed in after} == {1, 2, 3}
+    assert len(records.openings(loaded(place))) == 2
+
+
+def test_a_better_setting_found_later_opens_the_test_split_again_and_says_so(place):
+    place.space = space.load(place.file, [*WANTED, "budget.trials=2", "finalists={top: 1, seeds: 1, include: nothing}"])
+    drive(place)
+    [first] = judged(place)
+    drive(place, {"budget.trials": 12})
+    best = standing.ranking(loaded(place))[0].number
+    assert best != first[0], "else this test shows nothing"
+    assert set(judged(place)) == {first, (best, 1)}
+    assert [list(each.settings) for each in records.openings(loaded(place))] == [[first[0]], [best]]
+
+
+def test_finalists_of_an_older_search_are_made_by_going_on_with_it(place):
+    place.space = space.load(place.file, ["budget.trials=6", "parallel=1", BASELINE])
+    drive(place)
+    assert not judged(place)
+    drive(place, {"finalists.top": 1, "finalists.seeds": 2, "finalists.include": "nothing"})
+    assert len(judged(place)) == 2
+
+
+def test_models_of_finalists_keep_their_checkpoints(place):
+    drive(place)
+    found = loaded(place)
+    kept = retention.needed(found.trials, found.direction, 1)
+    assert {trial.number for trial in judged(place).values()} <= set(kept)
+
+
+def test_a_baseline_that_broke_a_limit_is_no_finalist(place):
+    place.space = space.load(place.file, [*WANTED, "constraints.val/psnr={min: 10}"])
+    drive(place)
+    assert loaded(place).trials[1].constraints["val/psnr"] > 0
+    assert {of for of, _ in judged(place)} >= {0}
+    assert 1 not in {of for of, _ in judged(place)}
+
+
+def test_finalists_without_a_test_split_are_refused(tiny_file, tmp_path):
+    wanted = [*WANTED, f"train.data={{source: folder, path: {tmp_path}, resolution: 64, test_fraction: 0}}"]
+    with pytest.raises(SpaceError, match=r"finalists: are judged on the test split, so train.data.test_fraction must"):
+        space.load(tiny_file, wanted)
