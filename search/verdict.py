@@ -1,0 +1,264 @@
+"""Which setting won: finalists held against each other on the test split, over seeds and images.
+
+Read from the study and, image by image, from what the finalists left below the output root.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from search import output, records, statistics, units
+from search.errors import OutputError
+from search.parameters import settings
+from search.space import Space
+from search.statistics import Estimate, Values
+
+TEST_VALUES = "test.npz"
+"""As `vqvae.train` names it, which is not imported here since it brings torch."""
+
+CONFIDENCE = 0.95
+
+Read = Callable[[str], bytes]
+"""A file below the output root, by its path there; raises OSError or OutputError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One setting among the finalists.
+
+    Attributes:
+        of: number of the trial of the search whose settings these are.
+        baseline: it was there to be beaten.
+        settings: dotted field -> label.
+        searched: the objective that the search saw; None where pruning stopped it.
+        seeds: of its finished trials.
+        trials: their numbers.
+        validation: their objective on the images that choose, by seed.
+        values: metric -> (s, i) on the test split; (s, 1) where it is no mean over images, or they can't be read.
+        means: metric -> its mean, with its interval.
+        hours: of training, one trial on the mean.
+        failed: (number, reason) of trials that ended without a value.
+    """
+
+    of: int
+    baseline: bool
+    settings: Mapping[str, Any]
+    searched: float | None
+    seeds: tuple[int, ...]
+    trials: tuple[int, ...]
+    validation: tuple[float, ...]
+    values: Mapping[str, Values]
+    means: Mapping[str, Estimate]
+    hours: float
+    failed: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the finalists of a study came to.
+
+    Attributes:
+        metric: that ranks, without its split: ``psnr``.
+        sign: 1 where less of it is better, -1 where more is.
+        contenders: with a value at least, the best mean first.
+        behind: number of a contender -> the winner's mean less its own, paired by image, positive where the winner is
+            better.
+        images: of the test split; 0 where their values can't be read.
+        waiting: finalists that have not ended.
+        openings: when the test split was opened.
+        gpus: of one trial.
+    """
+
+    metric: str
+    sign: int
+    contenders: Sequence[Contender]
+    behind: Mapping[int, Estimate]
+    images: int
+    waiting: int
+    openings: Sequence[records.Opening]
+    gpus: float
+
+    @property
+    def winner(self) -> Contender:
+        """The one with the best mean."""
+        return self.contenders[0]
+
+    @property
+    def tied(self) -> list[Contender]:
+        """Those whose difference to the winner is not shown."""
+        return [each for each in self.contenders[1:] if self.behind[each.of].tie]
+
+    def drop(self, contender: Contender) -> float | None:
+        """By how much the value on the test split is worse than the one the search chose by (the winner's curse)."""
+        if contender.searched is None:
+            return None
+        return self.sign * (contender.means[self.metric].value - contender.searched)
+
+
+def judge(study: optuna.Study, space: Space, read: Read | None = None) -> Verdict | None:
+    """Hold the finalists of a study against each other.
+
+    Args:
+        study: as loaded.
+        space: its space.
+        read: files below the output root; None for those of the study's own.
+
+    Returns:
+        None where no finalist has ended with a value.
+    """
+    root = records.output(study)
+    trials = study.get_trials(deepcopy=False)
+    metric = space.objective.metric.removeprefix("val/")
+    sign = 1 if space.objective.direction == "minimize" else -1
+    groups: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        if (what := records.finalist(trial)) is not None:
+            groups.setdefault(what.of, []).append(trial)
+    found = [
+        contender
+        for of, group in groups.items()
+        if (contender := _contender(trials[of], group, space, read or (lambda path: output.read(root, path))))
+        if metric in contender.means
+    ]
+    if not found:
+        return None
+    found.sort(key=lambda each: (sign * each.means[metric].value, each.of))
+    first, *others = found
+    return Verdict(
+        metric=metric,
+        sign=sign,
+        contenders=found,
+        behind={each.of: _ahead(first, each, metric, sign) for each in others},
+        images=max(each.values[metric].shape[1] for each in found) if _by_image(found, metric) else 0,
+        waiting=sum(not trial.state.is_finished() for group in groups.values() for trial in group),
+        openings=records.openings(study),
+        gpus=space.resources.gpus,
+    )
+
+
+def lines(verdict: Verdict) -> list[str]:
+    """What is to be said of it, in sentences: who won, by how much, what is a tie, what was flattered."""
+    first, metric = verdict.winner, verdict.metric
+    said = [f"{name(first)} is the best on the test split: {metric_text(verdict, first)}"]
+    for other in verdict.contenders[1:]:
+        ahead = verdict.behind[other.of]
+        if math.isnan(ahead.error):
+            found = f"by {units.text(metric, ahead.value)}, of one seed each, which shows nothing"
+        elif ahead.tie:
+            found = f"by {_interval(metric, ahead)}: a tie{_settling(verdict, first, other, ahead)}"
+        else:
+            found = f"by {_interval(metric, ahead)}"
+        said.append(f"ahead of {name(other)} {found}")
+    drop = verdict.drop(first)
+    if drop is not None:
+        word = "worse" if drop > 0 else "better"
+        said.append(
+            f"the search chose it by {units.text(metric, first.searched)} on other images and one seed; on the test "
+            f"split it is {units.text(metric, abs(drop))} {word}"
+        )
+    if verdict.waiting:
+        said.append(f"{verdict.waiting} finalists have not ended")
+    said += [f"trial {n} ended without a value: {why}" for each in verdict.contenders for n, why in each.failed]
+    return said
+
+
+def name(contender: Contender) -> str:
+    """What a contender is called."""
+    kind = "baseline " if contender.baseline else ""
+    return f"{kind}trial {contender.of} ({settings(contender.settings)})"
+
+
+def metric_text(verdict: Verdict, contender: Contender) -> str:
+    """The mean of the metric that ranks, with its interval and what it is a mean of."""
+    found = contender.means[verdict.metric]
+    seeds = len(contender.seeds)
+    many = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    of = f"{many} and {verdict.images:,} images" if verdict.images else many
+    label = units.label(verdict.metric)
+    if math.isnan(found.error):
+        return f"{label} {units.text(verdict.metric, found.value)} over {of}"
+    return f"{label} {_interval(verdict.metric, found)} over {of}"
+
+
+def _interval(metric: str, found: Estimate) -> str:
+    low, high = (units.figure(metric, value) for value in (found.low, found.high))
+    return f"{units.text(metric, found.value)} ({CONFIDENCE:.0%} interval {low} to {high})"
+
+
+def _settling(verdict: Verdict, first: Contender, other: Contender, ahead: Estimate) -> str:
+    """What would settle a tie, and its cost."""
+    wanted = statistics.seeds_to_settle(ahead, CONFIDENCE)
+    if wanted is None:
+        return "; no number of seeds would settle it on these images"
+    more = [max(wanted - len(each.seeds), 0) for each in (first, other)]
+    hours = sum(count * each.hours for count, each in zip(more, (first, other), strict=True))
+    cost = f"{hours * verdict.gpus:.3g} GPU-hours" if verdict.gpus else f"{hours:.3g} hours"
+    return f"; about {wanted} seeds of each would settle it, {cost} more"
+
+
+def _contender(of: FrozenTrial, group: Sequence[FrozenTrial], space: Space, read: Read) -> Contender | None:
+    ended = [trial for trial in group if trial.state == TrialState.COMPLETE]
+    failed = [(t.number, records.reason(t)) for t in group if t.state in (TrialState.FAIL, TrialState.PRUNED)]
+    values = _values(ended, read)
+    labels = [dict(each) for each in space.baselines]
+    return Contender(
+        of=of.number,
+        baseline=of.system_attrs.get("fixed_params") in labels,
+        settings=dict(of.params),
+        searched=of.value if of.state == TrialState.COMPLETE else None,
+        seeds=tuple(what.seed for trial in ended if (what := records.finalist(trial))),
+        trials=tuple(trial.number for trial in ended),
+        validation=tuple(float(trial.value or 0.0) for trial in ended),
+        values=values,
+        means={metric: statistics.mean(each, CONFIDENCE) for metric, each in values.items()},
+        hours=sum(map(records.seconds, ended)) / 3600 / len(ended) if ended else 0.0,
+        failed=tuple(failed),
+    )
+
+
+def _values(ended: Sequence[FrozenTrial], read: Read) -> dict[str, Values]:
+    """Metric -> (s, i) of the trials of one setting; (s, 1) of what is not measured image by image."""
+    if not ended:
+        return {}
+    told = [{k.removeprefix("test/"): v for k, v in t.user_attrs.items() if k.startswith("test/")} for t in ended]
+    values = {name: np.array([[each[name]] for each in told]) for name in told[0] if all(name in each for each in told)}
+    files = [_by_images(trial, read) for trial in ended]
+    for metric in files[0] or {}:
+        rows = [each[metric] for each in files if each and metric in each]
+        if len(rows) == len(ended) and len({len(row) for row in rows}) == 1:
+            values[metric] = np.stack(rows)
+    return values
+
+
+def _by_images(trial: FrozenTrial, read: Read) -> dict[str, Values] | None:
+    record = records.checkpoint(trial)
+    if record is None:
+        return None
+    try:
+        with np.load(io.BytesIO(read(f"{record.folder}/{TEST_VALUES}")), allow_pickle=False) as values:
+            return dict(values)
+    except (OSError, OutputError, ValueError, zipfile.BadZipFile):
+        return None  # the means are in the study; without the images an interval is one over seeds alone
+
+
+def _by_image(contenders: Sequence[Contender], metric: str) -> bool:
+    return all(each.values[metric].shape[1] > 1 for each in contenders)
+
+
+def _ahead(first: Contender, other: Contender, metric: str, sign: int) -> Estimate:
+    """By how much one contender is better than another one."""
+    ours, theirs = first.values[metric], other.values[metric]
+    if ours.shape[1] != theirs.shape[1]:  # one of them without its images
+        ours, theirs = ours.mean(axis=1, keepdims=True), theirs.mean(axis=1, keepdims=True)
+    return (
+        statistics.difference(theirs, ours, CONFIDENCE) if sign > 0 else statistics.difference(ours, theirs, CONFIDENCE)
+    )

@@ -1,0 +1,182 @@
+"""Finalists held against each other: ranks, intervals, ties, the winner's curse, and values that can't be read."""
+
+import io
+import math
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import FixedTrial, TrialState, create_trial
+
+from search import parameters, records, space, study, units, verdict
+
+BASELINE = {"optimizer.lr": 1e-3, "quantizer.codebook_size": 16}
+IMAGES = 60
+
+
+class Arena:
+    """A study made by hand, and the files that its finalists left."""
+
+    def __init__(self, tiny_file, root, *overrides):
+        self.space = space.load(
+            tiny_file, ["baselines=[{optimizer.lr: 1.0e-3, quantizer.codebook_size: 16}]", *overrides]
+        )
+        direction = self.space.objective.direction
+        self.study = optuna.create_study(study_name="tiny", direction=direction)
+        records.create(self.study, self.space.source, str(root), 10, study.versions())
+        self.metric = self.space.objective.metric.removeprefix("val/")
+        self.files = {}
+        self.dice = np.random.default_rng(0)
+        self.hard = self.dice.normal(0, 2, IMAGES)
+
+    def add(self, settings, value=None, *, state=TrialState.COMPLETE, attrs=None, system=None):
+        fixed = FixedTrial(dict(settings))
+        labels = dict(parameters.suggest(self.space.parameters, fixed))
+        kept = {"params": labels, "distributions": fixed.distributions, "user_attrs": attrs or {}}
+        self.study.add_trial(create_trial(state=state, value=value, system_attrs=system or {}, **kept))
+        return len(self.study.trials) - 1
+
+    def setting(self, lr, value, baseline=False):
+        settings = BASELINE if baseline else {"optimizer.lr": lr, "quantizer.codebook_size": 64}
+        return self.add(dict(settings), value, system={"fixed_params": dict(BASELINE)} if baseline else {})
+
+    def judged(self, of, mean, seeds=3, spread=0.05, files=True):
+        """Finalists of a setting: their values on the test split, image by image."""
+        for seed in range(1, seeds + 1):
+            each = mean + self.hard + self.dice.normal(0, spread) + self.dice.normal(0, 0.3, IMAGES)
+            number = len(self.study.trials)
+            folder = f"tiny/trials/{number:05d}/step-00000018"
+            attrs = records.finalist_attrs(records.Finalist(of=of, seed=seed)) | {
+                f"test/{self.metric}": float(each.mean()),
+                "test/perplexity": 10.0 + seed,
+                "checkpoint": {"step": 18, "folder": folder, "metrics": {}},
+                "seconds": 3600.0,
+            }
+            self.add(self.study.trials[of].params, mean + 0.5, attrs=attrs)
+            if files:
+                buffer = io.BytesIO()
+                np.savez(buffer, **{self.metric: each})
+                self.files[f"{folder}/test.npz"] = buffer.getvalue()
+
+    def read(self, path):
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path]
+
+    def verdict(self):
+        return verdict.judge(self.study, self.space, self.read)
+
+
+@pytest.fixture
+def arena(tiny_file, tmp_path):
+    return Arena(tiny_file, tmp_path)
+
+
+def test_the_best_mean_on_the_test_split_wins_whatever_the_search_said(arena):
+    lucky, good, base = arena.setting(2e-3, 25.0), arena.setting(3e-3, 24.0), arena.setting(0, 20.0, baseline=True)
+    for of, mean in ((lucky, 21.0), (good, 23.0), (base, 19.0)):
+        arena.judged(of, mean)
+    found = arena.verdict()
+    assert [each.of for each in found.contenders] == [good, lucky, base]
+    assert [each.baseline for each in found.contenders] == [False, False, True]
+    assert found.images == IMAGES
+    assert found.behind[lucky].value == pytest.approx(2.0, abs=0.2)
+    assert found.behind[lucky].low > 0
+    assert not found.tied
+    said = verdict.lines(found)
+    assert said[0].startswith(f"trial {good} (lr 0.003, codebook_size 64) is the best on the test split: PSNR 2")
+    assert "over 3 seeds and 60 images" in said[0]
+    assert (
+        f"ahead of baseline trial {base} (lr 0.001, codebook_size 16) by {units.text('psnr', found.behind[base].value)}"
+        in said[2]
+    )
+
+
+def test_a_lucky_search_shows_as_the_drop_from_its_value_to_the_test_split(arena):
+    lucky = arena.setting(2e-3, 25.0)
+    arena.judged(lucky, 21.0)
+    found = arena.verdict()
+    assert found.drop(found.winner) == pytest.approx(25.0 - found.winner.means["psnr"].value)
+    worse = units.text("psnr", found.drop(found.winner))
+    said = f"the search chose it by 25.00 dB on other images and one seed; on the test split it is {worse} worse"
+    assert verdict.lines(found)[1] == said
+
+
+def test_what_no_image_and_no_seed_tells_apart_is_a_tie_and_says_what_would_settle_it(arena):
+    one, two = arena.setting(2e-3, 25.0), arena.setting(3e-3, 24.9)
+    arena.judged(one, 21.1, spread=0.2)
+    arena.judged(two, 21.0, spread=0.2)
+    found = arena.verdict()
+    assert [each.of for each in found.tied] == [found.contenders[1].of]
+    (line,) = [line for line in verdict.lines(found) if line.startswith("ahead of")]
+    assert ": a tie; " in line
+    wanted = int(line.partition("about ")[2].partition(" ")[0])
+    hours = float(line.partition("settle it, ")[2].partition(" ")[0])
+    assert hours == pytest.approx(2 * (wanted - 3), rel=0.01)
+
+
+def test_one_seed_shows_nothing_and_says_so(arena):
+    one, two = arena.setting(2e-3, 25.0), arena.setting(3e-3, 24.9)
+    arena.judged(one, 23.0, seeds=1)
+    arena.judged(two, 21.0, seeds=1)
+    found = arena.verdict()
+    assert [each.of for each in found.tied] == [two]
+    assert verdict.lines(found)[1].endswith("of one seed each, which shows nothing")
+
+
+def test_where_less_is_better_the_least_wins_and_its_lead_is_positive(tiny_file, tmp_path):
+    arena = Arena(tiny_file, tmp_path, "objective={metric: val/l1, direction: minimize}")
+    one, two = arena.setting(2e-3, 25.0), arena.setting(3e-3, 24.9)
+    arena.judged(one, 23.0)
+    arena.judged(two, 21.0)
+    found = arena.verdict()
+    assert found.winner.of == two
+    assert found.behind[one].value == pytest.approx(2.0, abs=0.2)
+    assert found.behind[one].low > 0
+    assert found.drop(found.winner) < 0, "it came out lower than the search saw it"
+
+
+def test_without_the_values_of_images_an_interval_is_one_over_seeds(arena):
+    one = arena.setting(2e-3, 25.0)
+    arena.judged(one, 21.0, files=False)
+    found = arena.verdict()
+    assert found.images == 0
+    assert found.winner.means["psnr"].freedom == pytest.approx(2.0)
+    assert math.isfinite(found.winner.means["psnr"].low)
+    assert "over 3 seeds" in verdict.lines(found)[0]
+    assert "images" not in verdict.lines(found)[0]
+
+
+def test_a_damaged_file_of_values_is_as_good_as_none(arena):
+    one = arena.setting(2e-3, 25.0)
+    arena.judged(one, 21.0)
+    arena.files = dict.fromkeys(arena.files, b"PK damaged")
+    assert arena.verdict().images == 0
+
+
+def test_what_is_no_mean_over_images_has_an_interval_over_seeds(arena):
+    one = arena.setting(2e-3, 25.0)
+    arena.judged(one, 21.0)
+    found = arena.verdict().winner.means["perplexity"]
+    assert found.value == 12.0
+    assert found.low < 10 < 14 < found.high
+
+
+def test_finalists_that_wait_or_failed_are_told(arena):
+    one = arena.setting(2e-3, 25.0)
+    arena.judged(one, 21.0)
+    attrs = records.finalist_attrs(records.Finalist(of=one, seed=9))
+    failed = arena.add(arena.study.trials[one].params, state=TrialState.FAIL, attrs=attrs | {"reason": "it broke"})
+    attrs = records.finalist_attrs(records.Finalist(of=one, seed=10))
+    arena.add(arena.study.trials[one].params, state=TrialState.RUNNING, attrs=attrs)
+    found = arena.verdict()
+    assert found.waiting == 1
+    assert verdict.lines(found)[-2:] == [
+        "1 finalists have not ended",
+        f"trial {failed} ended without a value: it broke",
+    ]
+
+
+def test_a_study_without_finalists_has_no_verdict(arena):
+    arena.setting(2e-3, 25.0)
+    assert arena.verdict() is None
