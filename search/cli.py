@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from search import cli_clean, cli_look, cli_models, cli_search, cli_steer
+from search import cli_clean, cli_judge, cli_look, cli_models, cli_search, cli_steer
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
 
@@ -34,6 +34,7 @@ for command in (
     cli_steer.enqueue,
     cli_look.status,
     cli_look.best,
+    cli_judge.finalists,
     cli_look.dashboard,
     cli_look.report,
     cli_search.validate,

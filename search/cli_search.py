@@ -194,4 +194,6 @@ def _finish(signal: int, url: str, name: str) -> None:
         say(f"go on with: vqsearch resume{flags} --study {name}")
         sys.exit(128 + signal)
     say(f"look at it:  vqsearch dashboard{flags}")
+    if space.finalists is not None:
+        say(f"who won:     vqsearch finalists{flags} --study {name}")
     say(f"take it:     vqsearch export{flags} --study {name} --to DIR")

@@ -12,11 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
+import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search import records, retention
+from search.errors import StudyError
 from search.records import Finalist, Opening
 from search.space import Space
 from search.study import OpenStudy
@@ -62,6 +65,28 @@ def outstanding(space: Space, trials: Sequence[FrozenTrial], direction: StudyDir
         return False
     unfinished = any(records.finalist(trial) and not trial.state.is_finished() for trial in trials)
     return unfinished or bool(missing(space, trials, direction))
+
+
+def closing(study: optuna.Study, space: Space, now: bool) -> dict[str, Any]:
+    """The change that ends a search before its finalists are judged.
+
+    Args:
+        study: as loaded.
+        space: its space.
+        now: whether a budget that is not spent ends with the trials there are.
+
+    Raises:
+        StudyError: it is not spent, and was not to end.
+    """
+    ended = sum(records.counts(trial) for trial in study.get_trials(deepcopy=False))
+    if ended >= space.budget.trials:
+        return {}
+    if not now or not ended:
+        raise StudyError(
+            f"{study.study_name}: {ended} of {space.budget.trials} trials have ended; expected all of them, since "
+            f"finalists are the best of a search: vqsearch resume goes on, --now takes the best of those there are"
+        )
+    return {"budget.trials": ended}
 
 
 def begin(opened: OpenStudy) -> FrozenTrial | None:

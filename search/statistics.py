@@ -80,11 +80,12 @@ def difference(first: Values, second: Values, confidence: float = 0.95, seed: in
     return _estimate([first, second], [1.0, -1.0], confidence, seed)
 
 
-def seeds_to_settle(found: Estimate, confidence: float = 0.95) -> int | None:
+def seeds_to_settle(found: Estimate, seeds: int, confidence: float = 0.95) -> int | None:
     """With how many seeds of each arm a difference as large as this one would no longer be a tie.
 
     Args:
         found: a difference.
+        seeds: of each arm that it was found with, at least 2.
         confidence: of the interval, in (0, 1).
 
     Returns:
@@ -93,10 +94,11 @@ def seeds_to_settle(found: Estimate, confidence: float = 0.95) -> int | None:
     """
     if not math.isfinite(found.error):
         return None
-    for seeds in range(2, MOST_SEEDS + 1):
-        error = math.hypot(found.seeds_error / math.sqrt(seeds), found.images_error)
-        if abs(found.value) > stats.t.ppf((1 + confidence) / 2, 2 * (seeds - 1)) * error:
-            return seeds
+    for more in range(seeds, MOST_SEEDS + 1):
+        error = math.hypot(found.seeds_error / math.sqrt(more), found.images_error)
+        freedom = found.freedom * (more - 1) / (seeds - 1)
+        if abs(found.value) > stats.t.ppf((1 + confidence) / 2, freedom) * error:
+            return more
     return None
 
 

@@ -5,6 +5,7 @@ Read from the study and, image by image, from what the finalists left below the 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import zipfile
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
 
 from search import output, records, statistics, units
 from search.errors import OutputError
@@ -171,6 +173,65 @@ def lines(verdict: Verdict) -> list[str]:
     return said
 
 
+def table(verdict: Verdict) -> Table:
+    """The contenders, the best first: their mean, their distance to the winner, and what the search had seen."""
+    metric = verdict.metric
+    unit = f", {units.unit(metric)}" if units.unit(metric) else ""
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading in ("setting of", f"test {units.label(metric)}{unit}", "behind the best", "in the search", "seeds"):
+        made.add_column(heading, justify="left" if heading == "setting of" else "right", no_wrap=True)
+    for place, each in enumerate(verdict.contenders):
+        ahead = verdict.behind.get(each.of)
+        tie = " (tie)" if ahead is not None and ahead.tie else ""
+        made.add_row(
+            f"trial {each.of}{' (baseline)' if each.baseline else ''}",
+            _with_half(metric, each.means[metric]),
+            "" if ahead is None else _with_half(metric, ahead) + tie,
+            units.figure(metric, each.searched),
+            str(len(each.seeds)),
+            style="bold" if place == 0 else "",
+        )
+    return made
+
+
+def _with_half(metric: str, found: Estimate) -> str:
+    value = units.figure(metric, found.value)
+    return value if math.isnan(found.error) else f"{value} ± {units.figure(metric, found.high - found.value)}"
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """The verdict for programs; what is unknown is null."""
+
+    def estimate(found: Estimate) -> dict[str, float | None]:
+        values = {"value": found.value, "low": found.low, "high": found.high, "standard_error": found.error}
+        return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+    return {
+        "metric": f"test/{verdict.metric}",
+        "direction": "minimize" if verdict.sign > 0 else "maximize",
+        "images": verdict.images,
+        "confidence": CONFIDENCE,
+        "openings": [dataclasses.asdict(each) for each in verdict.openings],
+        "contenders": [
+            {
+                "trial": each.of,
+                "baseline": each.baseline,
+                "settings": dict(each.settings),
+                "searched": each.searched,
+                "seeds": list(each.seeds),
+                "trials": list(each.trials),
+                "validation": list(each.validation),
+                "test": {metric: estimate(found) for metric, found in each.means.items()},
+                "by_seed": {metric: values.mean(axis=1).tolist() for metric, values in each.values.items()},
+                "behind": estimate(verdict.behind[each.of]) if each.of in verdict.behind else None,
+                "tie": each.of in verdict.behind and verdict.behind[each.of].tie,
+                "hours": each.hours,
+            }
+            for each in verdict.contenders
+        ],
+    }
+
+
 def name(contender: Contender) -> str:
     """What a contender is called."""
     kind = "baseline " if contender.baseline else ""
@@ -196,7 +257,7 @@ def _interval(metric: str, found: Estimate) -> str:
 
 def _settling(verdict: Verdict, first: Contender, other: Contender, ahead: Estimate) -> str:
     """What would settle a tie, and its cost."""
-    wanted = statistics.seeds_to_settle(ahead, CONFIDENCE)
+    wanted = statistics.seeds_to_settle(ahead, min(len(first.seeds), len(other.seeds)), CONFIDENCE)
     if wanted is None:
         return "; no number of seeds would settle it on these images"
     more = [max(wanted - len(each.seeds), 0) for each in (first, other)]

@@ -1,5 +1,6 @@
 """Intervals hold what they promise, on data whose truth is known."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_one_seed_shows_nothing():
     assert math.isnan(difference.low)
     assert math.isnan(difference.high)
     assert difference.tie
-    assert statistics.seeds_to_settle(difference) is None
+    assert statistics.seeds_to_settle(difference, 1) is None
 
 
 def test_the_same_values_give_the_same_interval_whatever_their_order_of_arms():
@@ -90,10 +91,24 @@ def test_a_tie_is_settled_by_as_many_seeds_as_it_was_said_to_want():
         return statistics.difference(*arms, seed=number)
 
     known = compared(100)  # so many that the noise of each seed is known
-    wanted = statistics.seeds_to_settle(known)
+    wanted = statistics.seeds_to_settle(dataclasses.replace(known, freedom=known.freedom / 99), 2)
     assert 5 <= wanted <= 20
     assert np.mean([not compared(2 * wanted, number).tie for number in range(40)]) > 0.6
     assert np.mean([not compared(2, number).tie for number in range(40)]) < 0.4
+
+
+def test_what_is_a_tie_is_never_said_to_be_settled_by_as_many_seeds_as_there_are():
+    dice = np.random.default_rng(7)
+    ties = 0
+    for number in range(50):
+        pictures = dice.normal(0, 3, IMAGES)
+        arms = [arm(dice, pictures, mean, seeds=2) for mean in (21.0, 20.0)]
+        found = statistics.difference(*arms, seed=number)
+        wanted = statistics.seeds_to_settle(found, 2)
+        if found.tie and wanted is not None:
+            ties += 1
+            assert wanted > 2
+    assert ties > 5
 
 
 def test_no_number_of_seeds_settles_what_the_images_cannot_tell():
@@ -102,7 +117,7 @@ def test_no_number_of_seeds_settles_what_the_images_cannot_tell():
     first, second = (arm(dice, pictures, 20.0, by_seed=0.0, by_image=3.0, noise=0.1) for _ in range(2))
     found = statistics.difference(first, second)
     assert found.images_error > abs(found.value) / 2.5
-    assert statistics.seeds_to_settle(found) is None
+    assert statistics.seeds_to_settle(found, SEEDS) is None
 
 
 def test_the_error_of_few_seeds_is_not_made_too_small():
