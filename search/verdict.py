@@ -262,8 +262,8 @@ def _settling(verdict: Verdict, first: Contender, other: Contender, ahead: Estim
         return "; no number of seeds would settle it on these images"
     more = [max(wanted - len(each.seeds), 0) for each in (first, other)]
     hours = sum(count * each.hours for count, each in zip(more, (first, other), strict=True))
-    cost = f"{hours * verdict.gpus:.3g} GPU-hours" if verdict.gpus else f"{hours:.3g} hours"
-    return f"; about {wanted} seeds of each would settle it, {cost} more"
+    cost = f"{hours * verdict.gpus:.3g} GPU-hours more" if verdict.gpus else f"{units.duration(3600 * hours)} more"
+    return f"; about {wanted} seeds of each would settle it, {cost}"
 
 
 def _contender(of: FrozenTrial, group: Sequence[FrozenTrial], space: Space, read: Read) -> Contender | None:
