@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from search import attachments, finalists, parameters, records
+from search.errors import SearchError
 from search.parameters import settings
 from search.space import violations
 from search.study import Flight, OpenStudy, Outcome
@@ -26,6 +27,9 @@ from vqvae.conversion import to_dict
 
 INVALID_PER_TRIAL = 10
 """Trials refused before training, as a multiple of the budget, after which the search gives up."""
+
+FAILURES = 5
+"""Trials of a driver that all fail, before any other has ended, after which it spends no more of the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,7 @@ class StudySearcher(Searcher):
         self._control = control
         self._steer = steer
         self._stop_asking = False
+        self._failures: int | None = 0  # None once a trial has ended otherwise
         self.paused = False
         """Whether Ray was told that nothing will come because the driver pauses."""
 
@@ -87,6 +92,11 @@ class StudySearcher(Searcher):
             raise opened.failure
         opened.lease.check()
         self._steer()
+        if self._failures is not None and self._failures >= FAILURES:
+            raise SearchError(
+                f"the first {self._failures} trials of this run all failed, which is no matter of their settings; the "
+                "other ones are left alone: status says why they failed, resume goes on when that is mended"
+            )
         if opened.paused is not None and not opened.draining:
             self.paused = not opened.flights
             return None if opened.flights else self.FINISHED
@@ -123,6 +133,13 @@ class StudySearcher(Searcher):
             opened.failure = error
         else:
             del opened.flights[trial_id]
+            self._learn(flight.outcome)
+
+    def _learn(self, outcome: Outcome | None) -> None:
+        if outcome is not None and outcome.state == TrialState.FAIL and self._failures is not None:
+            self._failures += 1
+        elif outcome is not None and outcome.state != TrialState.WAITING:
+            self._failures = None
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study in the storage is the only state."""

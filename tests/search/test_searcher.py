@@ -301,6 +301,40 @@ def test_hours_are_those_of_all_drivers_and_end_the_search(place, tiny_file):
     assert opened(place).hours() >= 1.0
 
 
+def failing(driver, count, broken):
+    """Run up to `count` trials, of which those that `broken` says fail at once; gives how many there were."""
+    searcher = StudySearcher(driver, lambda: 1, lambda config: {"tokens": config.tokens}, "control")
+    scheduler = pruning.StudyScheduler(driver)
+    for number in range(count):
+        config = searcher.suggest(str(number))
+        if config == StudySearcher.FINISHED:
+            return number
+        if broken(number):
+            error = report(1, ended="error", reason="Traceback\nKeyError: 'x'")
+            scheduler.on_trial_result(None, SimpleNamespace(trial_id=str(number)), error)
+            searcher.on_trial_complete(str(number))
+        else:
+            fly(searcher, scheduler, Assignment(**config), str(number))
+    return count
+
+
+def test_a_fault_that_fails_every_trial_does_not_spend_the_budget(place):
+    driver = opened(place)
+    with pytest.raises(SearchError, match=r"the first 5 trials of this run all failed, which is no matter of their"):
+        failing(driver, 7, lambda _number: True)
+    driver.close()
+    assert [state for _, state, *_ in history(place)] == [TrialState.FAIL] * 5
+    drive(opened(place))
+    assert [state for _, state, *_ in history(place)].count(TrialState.FAIL) == 5
+    assert len(history(place)) == 7
+
+
+def test_trials_that_fail_among_others_do_not_end_the_search(place):
+    driver = opened(place)
+    assert failing(driver, 8, lambda number: number != 1) == 7
+    driver.close()
+
+
 def test_a_study_of_other_software_is_not_adopted(place):
     optuna.create_study(study_name="tiny", direction="minimize", storage=storage.open_storage(place.url))
     with pytest.raises(StudyError, match="tiny: the storage holds a study of this name that vqsearch did not make"):
