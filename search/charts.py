@@ -165,7 +165,9 @@ def history(of: Findings) -> Chart:
     """The objective of each complete trial, and the best so far (Optuna's figure)."""
     best = of.best
     assert best is not None
-    figure = optuna.visualization.plot_optimization_history(replica(of, of.trials)).to_plotly_json()
+    figure = optuna.visualization.plot_optimization_history(
+        replica(of, [trial for trial in of.trials if not trial.origin.startswith("finalist")])
+    ).to_plotly_json()
     complete, line = figure["data"][:2]
     complete |= {"name": "complete", "customdata": list(complete["x"]), "hoverinfo": "text"}
     complete["marker"] = {"color": "var(--c0)", "size": 7}

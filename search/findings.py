@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search import records, retention
 from search.errors import UserError
+from search.sampling import Searched
 from search.space import Space
 from search.standing import is_metric
 from search.storage import redact
@@ -38,7 +39,7 @@ class Trial:
     Attributes:
         number: in its study.
         state: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
-        origin: suggested, baseline, by hand, or copied from another study.
+        origin: suggested, baseline, by hand, copied from another study, or finalist.
         value: the objective at the last step; None where it did not get there.
         step: optimizer steps to its last point; 0 before the first.
         curve: (step, objective) at each rung and at the last step.
@@ -170,7 +171,7 @@ class Findings:
     @property
     def own(self) -> list[Trial]:
         """Trials of this study that count towards its budget, or will."""
-        return [t for t in self.trials if not t.origin.startswith("copied") and t.cause != BEFORE_TRAINING]
+        return [t for t in self.trials if not t.origin.startswith(ELSEWHERE) and t.cause != BEFORE_TRAINING]
 
     def ended(self, state: str) -> list[Trial]:
         """Own trials in a state."""
@@ -178,7 +179,7 @@ class Findings:
 
     def causes(self) -> Counter[tuple[str, str]]:
         """(state, cause) of all trials that did not complete -> how many, copies aside."""
-        return Counter((t.state, t.cause) for t in self.trials if t.cause and not t.origin.startswith("copied"))
+        return Counter((t.state, t.cause) for t in self.trials if t.cause and not t.origin.startswith(ELSEWHERE))
 
     def gain(self, over: Trial) -> float | None:
         """By how much the best trial is better than another one; positive is better, None where either has no value."""
@@ -186,6 +187,9 @@ class Findings:
             return None
         return self.sign * (over.value - self.best.value)
 
+
+ELSEWHERE = ("copied", "finalist")
+"""How the origins of trials begin that are none of the search itself."""
 
 BEFORE_TRAINING = "over a limit before training"
 AT_A_RUNG = "not among the best at a rung"
@@ -294,6 +298,7 @@ def importances(study: optuna.Study, space: Space) -> tuple[dict[str, float], st
         Parameter -> share, the largest first; and why there are none, "" where there are some. Parameters that only
         some trials have are left out.
     """
+    study = Searched(study)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < LEAST_FOR_IMPORTANCES:
         return {}, f"{len(complete)} complete trials are too few; from {LEAST_FOR_IMPORTANCES} on they say something"
@@ -336,6 +341,9 @@ def _origin(trial: FrozenTrial, space: Space) -> str:
     original = records.copied(trial)
     if original is not None:
         return f"copied from trial {original.number} of {original.study}"
+    what = records.finalist(trial)
+    if what is not None:
+        return f"finalist: trial {what.of} with seed {what.seed}"
     if records.ENQUEUED in trial.user_attrs:
         return "by hand"
     asked = trial.system_attrs.get("fixed_params")
@@ -378,7 +386,11 @@ def _cause(trial: FrozenTrial, reason: str, broken: Mapping[str, float]) -> str:
 def _compute(trials: Sequence[Trial], space: Space, driver_hours: float) -> Compute:
     own = [trial for trial in trials if not trial.origin.startswith("copied")]
     spent = sum(trial.seconds for trial in own) / 3600
-    stopped = [t for t in own if t.state == "PRUNED" and t.cause == AT_A_RUNG and t.step]
+    stopped = [
+        t
+        for t in own
+        if not t.origin.startswith("finalist") and t.state == "PRUNED" and t.cause == AT_A_RUNG and t.step
+    ]
     saved = sum(t.seconds * (space.budget.steps - t.step) / t.step for t in stopped) / 3600
     return Compute(
         trial_hours=spent,

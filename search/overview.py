@@ -226,7 +226,9 @@ def failures(of: Findings) -> list[Failure]:
     for (ended, cause), _ in of.causes().most_common():
         if cause == AT_A_RUNG:
             continue
-        alike = [t for t in of.trials if (t.state, t.cause) == (ended, cause) and not t.origin.startswith("copied")]
+        alike = [
+            t for t in of.trials if (t.state, t.cause) == (ended, cause) and not t.origin.startswith(findings.ELSEWHERE)
+        ]
         reason = _ANSI.sub("", alike[0].reason).strip()
         cut = f"... {reason[-REASON:]}" if len(reason) > REASON else reason
         found.append(

@@ -8,7 +8,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from search import finalists, pruning, records, retention, sampling, space, standing, study
+from search import finalists, findings, pruning, records, retention, sampling, space, standing, study
 from search import lease as leases
 from search.errors import SpaceError
 from search.searcher import Assignment, StudySearcher
@@ -261,3 +261,14 @@ def test_finalists_without_a_test_split_are_refused(tiny_file, tmp_path):
     wanted = [*WANTED, f"train.data={{source: folder, path: {tmp_path}, resolution: 64, test_fraction: 0}}"]
     with pytest.raises(SpaceError, match=r"finalists: are judged on the test split, so train.data.test_fraction must"):
         space.load(tiny_file, wanted)
+
+
+def test_a_report_tells_finalists_from_the_search(place):
+    drive(place)
+    found = findings.read(loaded(place), place.space, "sqlite:///x.db")
+    assert [trial.number for trial in found.own] == list(range(6))
+    assert set(found.ranking) <= set(range(6))
+    told = {trial.origin for trial in found.trials[6:]}
+    assert f"finalist: trial {found.ranking[0]} with seed 1" in told
+    assert all(origin.startswith("finalist: trial ") for origin in told)
+    assert found.compute.images == sum(trial.step for trial in found.trials) * place.space.base.batch_size
