@@ -23,7 +23,7 @@ from search.errors import VqsearchError
 from search.parameters import settings
 from search.screen import Column, Screen, bar, quietly, sparkline, stamped, table, wrapped
 from search.space import Space
-from search.standing import News, Running, Standing, budget, left, named, refused, standing, states
+from search.standing import News, Running, Standing, budget, finalists, left, named, refused, standing, states
 from search.study import OpenStudy
 from search.units import duration
 from vqvae.config import DataConfig
@@ -130,7 +130,7 @@ class View:
             with contextlib.suppress(Exception):  # As `Screen` does: no line about a search may end it.
                 now = self._now(opened)
                 note = _note(opened)
-                state = ", ".join(filter(None, (states(now), note)))
+                state = ", ".join(filter(None, (states(now), finalists(now), note)))
                 if state != told or time.monotonic() - when > PLAIN_AGAIN_S:
                     told, when = state, time.monotonic()
                     self.message(", ".join(filter(None, (budget(now), state, "" if note else left(now)))))
@@ -176,7 +176,10 @@ class Picture:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._budget(options)
-        yield Text(", ".join(filter(None, (states(self.now), refused(self.now)))) or "no trial yet", style="dim")
+        yield Text(
+            ", ".join(filter(None, (states(self.now), refused(self.now), finalists(self.now)))) or "no trial yet",
+            style="dim",
+        )
         if self.now.running:
             yield from self._running(options)
         if self.now.best is not None:

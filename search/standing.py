@@ -90,6 +90,7 @@ class Standing:
         trained_s: wall seconds of training of all trials together.
         left_s: estimated wall seconds until the budget is spent; None while nothing is known, or nothing runs.
         at_most: the estimate is an upper bound, since nothing was pruned yet.
+        finalists, judged: trials that judge settings again, and those of them that have ended.
     """
 
     counts: Mapping[str, int]
@@ -104,6 +105,8 @@ class Standing:
     trained_s: float = 0.0
     left_s: float | None = None
     at_most: bool = False
+    finalists: int = 0
+    judged: int = 0
 
     @property
     def done(self) -> int:
@@ -137,7 +140,9 @@ def standing(
     own = [trial for trial in trials if records.searched(trial)]
     valid = [trial for trial in own if not records.is_invalid(trial)]
     finished = [trial for trial in valid if trial.state.is_finished()]
-    now = [t for t in valid if (t.state == TrialState.RUNNING if news is None else t.number in news)]
+    judges = [trial for trial in trials if records.finalist(trial) is not None]
+    judged = [trial for trial in judges if trial.state.is_finished()]
+    now = [t for t in (*valid, *judges) if (t.state == TrialState.RUNNING if news is None else t.number in news)]
     running = [_running(trial, space, (news or {}).get(trial.number)) for trial in now]
     spent_s = [news[t.number].spent_s if news else _since(t) for t in now]
     hours = records.hours(study) if hours is None else hours
@@ -157,8 +162,12 @@ def standing(
         best=ranked[0] if ranked else None,
         history=_history(finished, ranked),
         trained_s=sum(records.seconds(trial) for trial in trials),
-        left_s=_left(finished, running, spent_s, space, hours),
+        left_s=_left(finished, running, spent_s, space, hours)
+        if len(judges) == len(judged)
+        else _left_of_finalists(judges, judged, ranked, spent_s),
         at_most=not finished,
+        finalists=len(judges),
+        judged=len(judged),
     )
 
 
@@ -230,6 +239,21 @@ def _left(
     return max(left, 0.0) if math.isfinite(left) else None
 
 
+def _left_of_finalists(
+    finalists: Sequence[FrozenTrial],
+    judged: Sequence[FrozenTrial],
+    complete: Sequence[FrozenTrial],
+    spent_s: Sequence[float],
+) -> float | None:
+    """Wall seconds until all finalists have ended, each as long as those before, or as a complete trial."""
+    like = [records.seconds(trial) for trial in judged or complete]
+    if not like or not spent_s:
+        return None
+    each = sum(like) / len(like)
+    rest = (len(finalists) - len(judged)) * each - sum(min(spent, each) for spent in spent_s)
+    return max(rest, 0.0) / len(spent_s)
+
+
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
     """Complete trials that keep the limits, the best first."""
     return retention.ranked(study.get_trials(deepcopy=False), study.direction)
@@ -273,6 +297,11 @@ def refused(now: Standing) -> str:
     return f"{now.invalid} {trials} broke a limit before training" if now.invalid else ""
 
 
+def finalists(now: Standing) -> str:
+    """How many settings are judged; "" where none is."""
+    return f"{now.judged} of {now.finalists} finalists judged" if now.finalists else ""
+
+
 def left(now: Standing) -> str:
     """The time left in words; "" where nothing is known."""
     if now.left_s is None:
@@ -299,6 +328,8 @@ def summary(study: optuna.Study, space: Space) -> list[str]:
     lines = [f"{study.study_name}: {budget(now)}: {states(now) or 'none yet'}"]
     if now.invalid:
         lines.append(refused(now))
+    if now.finalists:
+        lines.append(finalists(now))
     if now.best:
         lines.append(f"best: trial {named(now.best)}, {space.objective.metric} {now.best.value:.5g}")
         lines.append(f"      {settings(now.best.params)}")

@@ -272,3 +272,20 @@ def test_a_report_tells_finalists_from_the_search(place):
     assert f"finalist: trial {found.ranking[0]} with seed 1" in told
     assert all(origin.startswith("finalist: trial ") for origin in told)
     assert found.compute.images == sum(trial.step for trial in found.trials) * place.space.base.batch_size
+
+
+def test_the_live_view_shows_how_many_finalists_are_judged(place):
+    place.storage.left = None
+    drive(place)
+    now = standing.standing(loaded(place), place.space)
+    assert standing.finalists(now) == f"{now.judged} of {now.judged} finalists judged"
+    assert standing.summary(loaded(place), place.space)[1] == standing.finalists(now)
+    waits = next(trial for trial in loaded(place).trials if records.finalist(trial))
+    attrs = records.finalist_attrs(records.Finalist(of=waits.number, seed=9))
+    loaded(place).enqueue_trial(waits.params, user_attrs=attrs, skip_if_exists=False)
+    number = loaded(place).ask().number
+    now = standing.standing(loaded(place), place.space)
+    assert [each.number for each in now.running] == [number]
+    assert standing.finalists(now) == f"{now.judged} of {now.judged + 1} finalists judged"
+    assert now.done == 6
+    assert now.left_s is not None
