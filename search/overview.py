@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -248,6 +249,13 @@ def stopped(of: Findings) -> str:
     return f"Stopped at a rung, not being among the best there: {answer.listed(words)}." if words else ""
 
 
+def commands(of: Findings) -> list[tuple[str, str]]:
+    """What is to be done with a study further: what for, and the command line."""
+    resume = f"vqsearch resume --storage {shlex.quote(of.storage)} --study {shlex.quote(of.study)}"
+    first, *others = answer.commands(of)
+    return [first, ("Go on with this very study, where its storage can be reached", resume), *others]
+
+
 def comparison(found: Sequence[Findings]) -> list[tuple[str, list[str]]]:
     """Several studies side by side: what is compared, and the value of each."""
     pairs = [(of, of.best) for of in found]
@@ -264,7 +272,7 @@ def comparison(found: Sequence[Findings]) -> list[tuple[str, list[str]]]:
     return [
         *rows,
         ("training time of all trials", [answer.hours(of.compute.trial_hours) for of in found]),
-        ("saved by pruning", [f"{of.compute.saved_share:.0%}" for of in found]),
+        ("saved by pruning", [f"{100 * of.compute.saved_share:.0f} %" for of in found]),
         ("images to train / validate on", [_sizes(of) for of in found]),
     ]
 

@@ -64,6 +64,7 @@ def test_the_page_says_what_was_searched_what_won_by_how_much_what_it_cost_and_h
         "pruned: diverged , 1 trial: 13",
         "pruned: over a limit before training , 1 trial: 15",
         "vqsearch launch shapes.yaml",
+        "vqsearch resume --storage sqlite:///a.db --study shapes",
         "--trial 9 --to runs/shapes-9",
         "study: shapes objective:",
     ):
