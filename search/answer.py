@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from search import units
+from search import units, verdict
 from search.findings import AT_A_RUNG, Findings, Trial, differences
 from search.standing import STATES, shown
 from search.text import printable
@@ -52,8 +52,10 @@ def won(findings: Findings) -> list[str]:
     best = findings.best
     if best is None:
         return [_nothing_won(findings)]
+    judged = _judged(findings)
     lines = [
-        f"{_name(best, 'Trial')} won with {value(findings, best)}: {settings(best)}.",
+        *judged,
+        f"{_name(best, 'Trial')} won {'the search ' if judged else ''}with {value(findings, best)}: {settings(best)}.",
         *_over_baselines(findings, best),
     ]
     if (second := findings.runner_up) is not None:
@@ -63,13 +65,22 @@ def won(findings: Findings) -> list[str]:
         )
     if not findings.over:
         lines.append("The search is not over: what won may change.")
-    lines.append(
-        f"Every trial was trained once, with seed {findings.space.base.seed}: how much of a difference is chance was "
-        "not measured. The values are of the validation images by which trials were chosen: the winner's is optimistic."
-    )
+    once = f"trained once, with seed {findings.space.base.seed}: how much of a difference is chance was not measured"
+    if judged:
+        lines.append(f"In the search every trial was {once} there.")
+    else:
+        chosen = "The values are of the validation images by which trials were chosen: the winner's is optimistic."
+        lines.append(f"Every trial was {once}. {chosen}")
     if findings.space.base.data.source == "photographs":
         lines.append("A few bundled photographs show that everything works together; they rank nothing.")
     return lines
+
+
+def _judged(findings: Findings) -> list[str]:
+    """What the finalists came to, on images that no trial of the search has seen."""
+    if findings.verdict is None:
+        return []
+    return [f"{line[0].upper()}{line[1:]}." for line in map(printable, verdict.lines(findings.verdict))]
 
 
 def cost(findings: Findings) -> list[str]:

@@ -15,15 +15,15 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from search import records, retention
+from search import records, retention, verdict, yaml12
 from search.errors import UserError
 from search.sampling import Searched
 from search.space import Space
 from search.standing import is_metric
 from search.storage import redact
+from search.verdict import Verdict
 from vqvae import conversion
 from vqvae.config import METRICS, ConfigError
 from vqvae.model import bits_per_image
@@ -126,6 +126,7 @@ class Findings:
         importances: parameter -> share of the objective's variance, the largest first; see `why_no_importances`.
         why_no_importances: "" where there are some.
         over: the budget is spent and nothing runs.
+        verdict: what its finalists came to; None where there are none.
     """
 
     study: str
@@ -142,6 +143,7 @@ class Findings:
     importances: Mapping[str, float]
     why_no_importances: str
     over: bool
+    verdict: Verdict | None = None
 
     @property
     def metric(self) -> str:
@@ -222,14 +224,15 @@ def read(study: optuna.Study, space: Space, url: str) -> Findings:
         importances=found,
         why_no_importances=why,
         over=counted >= space.budget.trials and all(each.state != TrialState.RUNNING for each in frozen),
+        verdict=verdict.judge(study, space),
     )
 
 
 def comparable(findings: Sequence[Findings]) -> None:
-    """Refuse studies whose values don't mean the same.
+    """Refuse studies that can't stand side by side; in what else they differ `differences` says.
 
     Raises:
-        UserError: their objectives, or the images they are measured on, differ.
+        UserError: their objectives differ, or one is given twice.
     """
     first = findings[0]
     for other in findings[1:]:
@@ -404,4 +407,4 @@ def _compute(trials: Sequence[Trial], space: Space, driver_hours: float) -> Comp
 
 def _yaml(space: Space) -> str:
     values = {key: value for key, value in json.loads(json.dumps(space.source)).items() if key != "storage"}
-    return yaml.safe_dump(values, sort_keys=False, width=100)
+    return yaml12.dump(values)

@@ -8,7 +8,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from search import finalists, findings, pruning, records, retention, sampling, space, standing, study
+from search import answer, finalists, findings, pruning, records, retention, sampling, space, standing, study
 from search import lease as leases
 from search.errors import SpaceError
 from search.searcher import Assignment, StudySearcher
@@ -289,3 +289,15 @@ def test_the_live_view_shows_how_many_finalists_are_judged(place):
     assert standing.finalists(now) == f"{now.judged} of {now.judged + 1} finalists judged"
     assert now.done == 6
     assert now.left_s is not None
+
+
+def test_what_won_begins_with_the_finalists(place):
+    drive(place)
+    found = findings.read(loaded(place), place.space, "sqlite:///x.db")
+    said = answer.won(found)
+    best = found.verdict.winner
+    assert f"rial {best.of} (lr " in said[0]
+    assert "is the best on the test split: PSNR " in said[0]
+    assert "over 2 seeds" in said[0]
+    assert any(line.startswith(f"Trial {found.best.number} won the search with PSNR") for line in said)
+    assert not any("the winner's is optimistic" in line for line in said)
