@@ -150,7 +150,7 @@ def test_a_storage_file_says_where_the_studies_are(studied, run, tmp_path):
     (tmp_path / "where").write_text(f"sqlite:///{tmp_path}/other.db\nnothing else counts\n")
     code, out, err = run("status", "--storage-file", "where")
     assert (code, err) == (0, "")
-    assert out.startswith("tiny: 2 of 2 trials")
+    assert out.startswith("tiny: the budget is spent\n")
 
 
 @pytest.mark.parametrize(
