@@ -118,6 +118,7 @@ class Findings:
         startup: quasi-random trials before the sampler takes over.
         storage: its URL without a password.
         root: output root of the pictures.
+        roots: the same of studies from which trials were copied, by their names, which pictures' folders begin with.
         sizes: images per split; empty where unknown.
         versions: package -> version, with the first trial that they hold for (from_trial).
         trials: all, copies and those refused before training among them, by number.
@@ -135,6 +136,7 @@ class Findings:
     startup: int
     storage: str
     root: str
+    roots: Mapping[str, str]
     sizes: Mapping[str, int]
     versions: Sequence[Mapping[str, Any]]
     trials: Sequence[Trial]
@@ -216,6 +218,7 @@ def read(study: optuna.Study, space: Space, url: str) -> Findings:
         startup=records.startup(study),
         storage=redact(url),
         root=records.output(study),
+        roots={original.study: original.output for original in map(records.copied, frozen) if original is not None},
         sizes=records.sizes(study),
         versions=records.versions(study),
         trials=trials,

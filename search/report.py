@@ -78,14 +78,15 @@ def pictures() -> LoadPicture:
     silent: set[str] = set()
 
     def load(of: Findings, picture: records.Picture) -> bytes | None:
-        if of.root in silent:
+        root = of.roots.get(picture.folder.partition("/")[0], of.root)
+        if root in silent:
             return None
         try:
-            return output.read(of.root, f"{picture.folder}/{picture.name}.png")
+            return output.read(root, f"{picture.folder}/{picture.name}.png")
         except FileNotFoundError:
             return None
         except (OSError, OutputError):
-            silent.add(of.root)
+            silent.add(root)
             return None
 
     return load

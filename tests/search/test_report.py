@@ -1,6 +1,7 @@
 """The report: which kind, what its page says, and that nothing in it runs or loads that should not."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -354,3 +355,17 @@ def test_too_few_complete_trials_are_not_drawn_over_their_settings(ended):
     text = rendered(findings.read(few, loaded, "sqlite:///a.db"))
     assert "Which settings mattered can't be said: 4 complete trials are too few" in words_of(text)
     assert [name for name in data_of(text)["charts"] if "front" not in name] == ["s0-history", "s0-curves"]
+
+
+def test_pictures_of_copied_trials_are_read_where_their_originals_lie(ended, tmp_path):
+    study, space = ended()
+    picture = records.Picture(step=1, name="reconstructions", folder="old/trials/00003/step-00000001")
+    (tmp_path / "elsewhere" / picture.folder).mkdir(parents=True)
+    (tmp_path / "elsewhere" / picture.folder / "reconstructions.png").write_bytes(b"a picture")
+    original = records.Original(study="old", number=3, output=str(tmp_path / "elsewhere"))
+    study.add_trial(
+        optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"copied": dataclasses.asdict(original)})
+    )
+    found = read((study, space))
+    assert report.pictures()(found, picture) == b"a picture"
+    assert report.pictures()(dataclasses.replace(found, roots={}), picture) is None
