@@ -65,7 +65,8 @@ class Storage(InMemoryStorage):
     def set_study_user_attr(self, study_id, key, value):
         if key == records.OPENINGS and self.opened_at is None:
             self.opened_at = self.writes
-        self._write()
+        if key != "beat":  # of the lease's own thread, which is no driver's write
+            self._write()
         return super().set_study_user_attr(study_id, key, value)
 
 

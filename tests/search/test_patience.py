@@ -308,10 +308,10 @@ def launched(server, tiny_file, count, program=("-m", "search")):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tiny_file.parent, env=variables, **pipes)
     deadline = time.monotonic() + 120
-    while not trials(server) or not trials(server)[0].intermediate_values:
+    while not any(trial.intermediate_values for trial in trials(server)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.3)
     return process
 
 
