@@ -166,7 +166,8 @@ def save(root: str, folder: str, write: Callable[[Path], None]) -> None:
     target = f"{base}/{_inside(root, folder)}"
     if isinstance(system, fs.LocalFileSystem):
         part = Path(f"{target}.part-{uuid.uuid4().hex[:8]}")
-        part.mkdir(parents=True)
+        for path in [*reversed(part.relative_to(base).parents[:-1]), part.relative_to(base)]:
+            (Path(base) / path).mkdir(exist_ok=True)  # not parents=True, which would make a vanished root anew
         try:
             write(part)
             if Path(target).exists():

@@ -140,6 +140,7 @@ def _save(assignment: Assignment, folder: str, progress: Any) -> None:
     try:
         output.save(assignment.root, folder, _writer(progress))
     except OSError as error:
+        output.require(assignment.root, assignment.study)  # it may have vanished in the middle of the writing
         raise OutputError(f"{assignment.root}: the output root can't be written: {error}") from None
 
 

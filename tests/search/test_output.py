@@ -1,14 +1,16 @@
 import io
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import fs
 from rich.console import Console
 
-from search import detach, launch, output, space
+from search import detach, launch, output, space, trainable
 from search.errors import OutputError
 from search.progress import View
+from search.searcher import Assignment
 
 
 def write(text):
@@ -45,6 +47,30 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         output.save(str(tmp_path), "s/step-1", fail)
     assert not list(tmp_path.rglob("*.txt"))
     assert not list(tmp_path.rglob("step-1*"))
+
+
+def test_a_root_that_vanished_is_not_made_anew(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        output.save(str(tmp_path / "gone"), "s/trials/00001/step-1", write("one"))
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_root_that_vanishes_while_a_checkpoint_is_written_is_said_to_be_away(tmp_path):
+    root = tmp_path / "out"
+    root.mkdir()
+    output.claim(str(root), "s", "1")
+
+    def checkpoint(folder):
+        root.rename(tmp_path / "away")
+        (folder / "a.txt").write_text("half")
+
+    assignment = Assignment(
+        number=1, study="s", root=str(root), checkpoint=None, config="{}", gpus=0.0, control="control"
+    )
+    progress = SimpleNamespace(checkpoint=checkpoint, pictures={})
+    with pytest.raises(OutputError, match=r"out: the folder s, where the study has its files, is not there any more; "):
+        trainable._save(assignment, "s/trials/00001/step-1", progress)
+    assert not root.exists()
 
 
 @pytest.mark.parametrize("folder", ["../x", "a/../../x", "/etc"])
