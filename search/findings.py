@@ -128,6 +128,7 @@ class Findings:
         why_no_importances: "" where there are some.
         over: the budget is spent and nothing runs.
         verdict: what its finalists came to; None where there are none.
+        tie: which arm of which comparison it is; None where it stands alone.
     """
 
     study: str
@@ -146,6 +147,7 @@ class Findings:
     why_no_importances: str
     over: bool
     verdict: Verdict | None = None
+    tie: records.Tie | None = None
 
     @property
     def metric(self) -> str:
@@ -228,6 +230,7 @@ def read(study: optuna.Study, space: Space, url: str) -> Findings:
         why_no_importances=why,
         over=counted >= space.budget.trials and all(each.state != TrialState.RUNNING for each in frozen),
         verdict=verdict.judge(study, space),
+        tie=records.tie(study),
     )
 
 

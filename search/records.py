@@ -46,6 +46,7 @@ BY_HAND = "pruned by hand"
 COPIED = "copied"
 FINALIST = "finalist"
 OPENINGS = "vqsearch:test_openings"
+TIE = "vqsearch:comparison"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,25 @@ class Opening:
     time: str
     settings: Sequence[int]
     seeds: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tie:
+    """What makes a study an arm of a comparison.
+
+    Attributes:
+        comparison: its name.
+        arm: which of its arms the study is.
+        arms: every arm, in the order of the comparison -> its study.
+        equal: quantity -> (least, most) that any model of any arm has; equal where it is one number.
+        free: quantities that differ between arms because the comparison says that they may.
+    """
+
+    comparison: str
+    arm: str
+    arms: Mapping[str, str]
+    equal: Mapping[str, tuple[float, float]]
+    free: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,6 +405,24 @@ def openings(study: optuna.Study) -> list[Opening]:
 def add_opening(study: optuna.Study, opening: Opening) -> None:
     """Write that the test split is opened, before it is."""
     study.set_user_attr(OPENINGS, [*study.user_attrs.get(OPENINGS, []), asdict(opening)])
+
+
+def tie(study: optuna.Study) -> Tie | None:
+    """What makes a study an arm of a comparison; None for one that stands alone."""
+    return tie_of(study.user_attrs)
+
+
+def tie_of(attributes: Mapping[str, Any]) -> Tie | None:
+    """The same, of a study's attributes."""
+    found = attributes.get(TIE)
+    if found is None:
+        return None
+    return Tie(**{**found, "equal": {name: (low, high) for name, (low, high) in found["equal"].items()}})
+
+
+def set_tie(study: optuna.Study, what: Tie) -> None:
+    """Write it, once, when the study is made."""
+    study.set_user_attr(TIE, asdict(what))
 
 
 def searched(trial: FrozenTrial) -> bool:
