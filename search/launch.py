@@ -282,7 +282,7 @@ def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> int:
     steering = Steering(opened, control)
     measured = measure()
     try:
-        with view.watching(opened), curves.written(opened), _signals(opened, steering.drain, view) as caught:
+        with view.watching([opened]), curves.written(opened), _signals(opened, steering.drain, view) as caught:
 
             def steer() -> None:
                 _take_back_sigusr1()

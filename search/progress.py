@@ -7,6 +7,7 @@ every two seconds, the study.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -15,16 +16,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from search import units
+from search import records, units
 from search.errors import VqsearchError
 from search.parameters import settings
 from search.screen import Column, Screen, bar, quietly, sparkline, stamped, table, wrapped
 from search.space import Space
 from search.standing import News, Running, Standing, budget, finalists, left, named, refused, standing, states
 from search.study import OpenStudy
+from search.text import one_line
 from search.units import duration
 from vqvae.config import DataConfig
 
@@ -89,8 +91,7 @@ class View:
         self.console = console
         self._quiet = quiet
         self._screen: Screen | None = None
-        self._standing: Standing | None = None
-        self._read, self._flying = -math.inf, set[int]()
+        self._last: list[_Last] = []
         self._over = threading.Event()
 
     def message(self, line: str) -> None:
@@ -102,9 +103,10 @@ class View:
             (self._screen or self.console).print(text, soft_wrap=True)
 
     @contextlib.contextmanager
-    def watching(self, opened: OpenStudy) -> Iterator[None]:
-        """Show a search for as long as the context lasts."""
-        opened.notify = self.message
+    def watching(self, opened: Sequence[OpenStudy]) -> Iterator[None]:
+        """Show a search, or the arms of a comparison, for as long as the context lasts."""
+        for each in opened:
+            each.notify = self.message if len(opened) == 1 else functools.partial(self._message_of, _arm(each))
         if self._quiet:
             yield
         elif self.console.is_terminal:
@@ -120,22 +122,40 @@ class View:
                 self._over.set()
                 thread.join(2.0)  # It may wait for a storage.
 
-    def picture(self, opened: OpenStudy) -> RenderableType:
+    def picture(self, opened: Sequence[OpenStudy]) -> RenderableType:
         """The live view: the budget, the running trials, and the best one."""
-        return Picture(self._now(opened), opened.space, _note(opened))
+        return Group(
+            *(Picture(now, each.space, _note(each)) for each, now in zip(opened, self._now(opened), strict=True))
+        )
 
-    def _plain(self, opened: OpenStudy) -> None:
+    def _message_of(self, arm: str, line: str) -> None:
+        self.message(f"{arm}: {line}")
+
+    def _plain(self, opened: Sequence[OpenStudy]) -> None:
         told, when = "", -math.inf
         while not self._over.wait(PLAIN_EVERY_S):
             with contextlib.suppress(Exception):  # As `Screen` does: no line about a search may end it.
-                now = self._now(opened)
-                note = _note(opened)
+                now = self._now(opened)[0]
+                note = _note(opened[0])
                 state = ", ".join(filter(None, (states(now), finalists(now), note)))
                 if state != told or time.monotonic() - when > PLAIN_AGAIN_S:
                     told, when = state, time.monotonic()
                     self.message(", ".join(filter(None, (budget(now), state, "" if note else left(now)))))
 
-    def _now(self, opened: OpenStudy) -> Standing:
+    def _now(self, opened: Sequence[OpenStudy]) -> list[Standing]:
+        while len(self._last) < len(opened):
+            self._last.append(_Last())
+        return [last.look(each) for each, last in zip(opened, self._last, strict=True)]
+
+
+class _Last:
+    """What the storage last said of a study that is driven here."""
+
+    def __init__(self) -> None:
+        self._standing: Standing | None = None
+        self._read, self._flying = -math.inf, set[int]()
+
+    def look(self, opened: OpenStudy) -> Standing:
         """Where the search stands: steps as of now, the rest as the storage said within the last two seconds."""
         flights = list(opened.flights.values())
         news = {
@@ -149,6 +169,12 @@ class View:
                 self._standing = standing(opened.study, opened.space, news, opened.hours())
             self._read, self._flying = time.monotonic(), set(news)
         return (self._standing or Standing(counts={}, total=opened.space.budget.trials)).with_news(news)
+
+
+def _arm(opened: OpenStudy) -> str:
+    """What a study is called among the arms of a comparison."""
+    tie = records.tie(opened.study)
+    return one_line(tie.arm if tie else opened.study.study_name)
 
 
 def _note(opened: OpenStudy) -> str:

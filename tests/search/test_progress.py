@@ -1,13 +1,14 @@
 import io
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
 from rich.console import Console
 
-from search import progress
+from search import progress, records
 from search.errors import StorageError
 from search.progress import View
 from search.schema import Objective
@@ -18,7 +19,7 @@ from vqvae.data import Images, Splits
 
 def shown(view, searched):
     with view.console.capture() as captured:
-        view.console.print(view.picture(searched))
+        view.console.print(view.picture([searched]))
     return captured.get()
 
 
@@ -125,7 +126,7 @@ def test_hostile_names_stay_text_in_the_live_view(searched):
     searched.study.tell(trial, 30.0)
     console = PlainConsole()
     console.file = io.StringIO()
-    console.print(View(console).picture(searched))
+    console.print(View(console).picture([searched]))
     assert "[red]mamba[/red]\\x1b[2J" in console.file.getvalue().replace("\n     ", "")
     assert "\x1b" not in console.file.getvalue()
 
@@ -148,9 +149,21 @@ def test_what_was_found_and_what_was_left_out_is_said(searched):
 
 def test_without_a_terminal_messages_are_plain_lines_with_their_time(searched):
     view = view_of()
-    with view.watching(searched):
+    with view.watching([searched]):
         searched.notify("trial 3 starts")
     assert view.console.file.getvalue()[8:] == " trial 3 starts\n"
+
+
+def test_messages_of_several_studies_name_the_arm(searched):
+    other = SimpleNamespace(**vars(searched))
+    other.study = optuna.create_study(study_name="alone\n")
+    records.set_tie(searched.study, records.Tie(comparison="fair", arm="attention", arms={}, equal={}))
+    view = view_of()
+    with view.watching([searched, other]):
+        searched.notify("trial 3 starts")
+        other.notify("trial 0 starts")
+    said = [line[9:] for line in view.console.file.getvalue().splitlines()]
+    assert said == ["attention: trial 3 starts", "alone\\n: trial 0 starts"]
 
 
 def test_without_a_terminal_a_line_says_where_the_search_stands_once_that_has_changed(searched, monkeypatch):
@@ -158,7 +171,7 @@ def test_without_a_terminal_a_line_says_where_the_search_stands_once_that_has_ch
     monkeypatch.setattr(progress, "READ_EVERY_S", 0.0)
     searched.hours = time.monotonic
     view = view_of()
-    with view.watching(searched):
+    with view.watching([searched]):
         time.sleep(0.3)
         finish(searched, 20.0)
         time.sleep(0.3)
@@ -178,7 +191,7 @@ def test_a_trial_that_has_just_started_has_its_line_at_once(searched):
 
 def test_quiet_says_nothing(searched):
     view = View(Console(file=io.StringIO()), quiet=True)
-    with view.watching(searched):
+    with view.watching([searched]):
         searched.notify("trial 3 starts")
     assert view.console.file.getvalue() == ""
 
