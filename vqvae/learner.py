@@ -135,6 +135,20 @@ class Learner:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the averaged weights make of images on the CPU, (b, 3, h, w) in [-1, 1]; comes back to it.
+
+        Raises:
+            OutOfMemory: at a micro-batch that can't be made smaller.
+        """
+
+        def made() -> Tensor:
+            parts = torch.split(images, self.micro_batch)
+            return torch.cat([self.average(part.to(self.device)).images.cpu() for part in parts])
+
+        return self.in_memory(made)
+
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """All that a checkpoint has to carry, by part."""
         parts: dict[str, Mapping[str, Tensor]] = {

@@ -43,8 +43,8 @@ REPORT_EVERY_S = 2.0
 TEST_VALUES = "test.npz"
 """File of a checkpoint with what each image of the test split measured: metric -> float64 (images)."""
 
-SHEET_IMAGES = 16
-"""Held-out images on a sheet."""
+SHEET_IMAGES, TEST_IMAGES = 16, 32
+"""Images on a sheet, at most, of the validation and of the test split: there rows `spread(images, TEST_IMAGES)`."""
 
 FREE = ("rungs", "micro_batch", "checkpoint_every", "device", "compile", "data.cache", "loss.lpips_trunk")
 """Fields, besides evaluation.*, in which a resumed run may differ: they change neither the data nor the objective. (The
@@ -88,7 +88,8 @@ class Progress:
     pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     """At evaluations, uint8 (h, w, 3) each, held-out images above what the model makes of them: "reconstructions", the
     same images every time, and "worst", those with the largest error (by LPIPS if it is measured, else by PSNR) of all
-    that were measured, the worst first."""
+    that were measured, the worst first; where the test split is measured also "test", the same images of it in every
+    run, see `TEST_IMAGES`."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Images of each split that holds any: train, validation, test; the same in every report."""
     skipped: tuple[str, ...] = ()
@@ -202,6 +203,7 @@ class _Run:
 
         measured, cost = learner.in_memory(measure)
         held_out = {f"val/{name}": value for name, value in measured.metrics.items()}
+        self.tested = {}  # of the last step of a run that this one makes longer
         if self.step == self.config.steps and self.test is not None:
             judged = self._judge(self.test)
             held_out |= {f"test/{name}": value for name, value in judged.metrics.items()}
@@ -319,20 +321,17 @@ class _Run:
 
     def _sheets(self) -> dict[str, NDArray[np.uint8]]:
         measured = spread(len(self.held_out), self.config.evaluation.images)
-        shown = {"reconstructions": measured[spread(len(measured), SHEET_IMAGES)]}
+        shown = {"reconstructions": self._sheet(self.held_out, measured[spread(len(measured), SHEET_IMAGES)])}
         worst = [row for row in self.worst if row < len(self.held_out)]  # before a resume there may have been more
         if worst:
-            shown["worst"] = np.array(worst)
-        return {name: self._sheet(rows) for name, rows in shown.items()}
+            shown["worst"] = self._sheet(self.held_out, np.array(worst))
+        if self.test is not None and self.tested:
+            shown["test"] = self._sheet(self.test, spread(len(self.test), TEST_IMAGES))
+        return shown
 
-    def _sheet(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        originals = to_images(self.held_out[rows])
-        return sheet(originals, self.learner.in_memory(lambda: self._made(originals)))
-
-    @torch.no_grad()
-    def _made(self, originals: torch.Tensor) -> torch.Tensor:
-        parts = torch.split(originals, self.learner.micro_batch)
-        return torch.cat([self.learner.average(part.to(self.device)).images.cpu() for part in parts])
+    def _sheet(self, images: Images, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        originals = to_images(images[rows])
+        return sheet(originals, self.learner.reconstruct(originals))
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from PIL import Image
 
 from vqvae import data
 from vqvae.config import ConfigError, TrainConfig
 from vqvae.conversion import replace
-from vqvae.train import TEST_VALUES, CheckpointError, train
+from vqvae.metrics import spread
+from vqvae.train import TEST_IMAGES, TEST_VALUES, CheckpointError, train
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,50 @@ def test_a_run_that_goes_on_after_its_end_says_the_same_of_the_test_split(tmp_pa
     assert again.metrics["test/psnr"] == first.metrics["test/psnr"]
     with np.load(tmp_path / "end" / TEST_VALUES) as before, np.load(tmp_path / "again" / TEST_VALUES) as after:
         assert (before["psnr"] == after["psnr"]).all()
+
+
+def test_the_sheet_of_the_test_split_shows_the_same_images_of_it_in_every_run_at_the_last_step_alone():
+    reports = {report.step: report for report in train(tiny()) if report.evaluated}
+    *_, otherwise = train(tiny(seed=1, model__width=8))
+    split = data.load(tiny().data).test
+    rows = spread(len(split), TEST_IMAGES)
+    assert len(rows) == 32 < len(split)
+    assert "test" not in reports[2].pictures
+    for report in (reports[4], otherwise):
+        shown = rearrange(report.pictures["test"], "(r two h) (k w) c -> two (r k) h w c", two=2, k=8, h=32)
+        assert (shown[0] == split[rows]).all()
+    assert (reports[4].pictures["test"] != otherwise.pictures["test"]).any()
+
+
+def test_the_sheet_of_the_test_split_is_of_the_models_reconstructions_in_the_order_of_its_values(tmp_path):
+    *_, report = train(tiny(evaluation__images=100))
+    report.checkpoint(tmp_path / "end")
+    shown = rearrange(report.pictures["test"], "(r two h) (k w) c -> two (r k) h w c", two=2, k=8, h=32) / 255
+    measured = 10 * np.log10(1 / np.square(shown[1] - shown[0]).mean((1, 2, 3)))
+    with np.load(tmp_path / "end" / TEST_VALUES) as each:
+        assert measured == pytest.approx(each["psnr"][spread(len(each["psnr"]), TEST_IMAGES)], abs=0.05)
+
+
+def test_a_run_that_was_stopped_and_goes_on_shows_the_same_of_the_test_split(tmp_path):
+    *_, whole = train(tiny())
+    for report in train(tiny()):
+        if report.checkpoint:
+            report.checkpoint(tmp_path / str(report.step))
+    for step in (2, 4):
+        *_, resumed = train(tiny(), tmp_path / str(step))
+        assert resumed.pictures.keys() == whole.pictures.keys() == {"reconstructions", "worst", "test"}
+        assert all((resumed.pictures[name] == whole.pictures[name]).all() for name in whole.pictures)
+
+
+def test_a_run_made_longer_shows_the_test_split_at_its_new_end_alone(tmp_path):
+    fixed = {"optimizer__schedule": "constant"}
+    for report in train(tiny(**fixed)):
+        if report.step == 4 and report.checkpoint:
+            report.checkpoint(tmp_path / "end")
+    first, *_, last = train(tiny(steps=6, rungs=(5,), **fixed), tmp_path / "end")
+    by_step = {r.step: r for r in train(tiny(steps=6, rungs=(5,), **fixed), tmp_path / "end") if r.evaluated}
+    assert ["test" in by_step[step].pictures for step in (4, 5, 6)] == [True, False, True]
+    assert (first.pictures["test"] != last.pictures["test"]).any()
 
 
 def test_a_damaged_file_of_values_is_refused(tmp_path):
