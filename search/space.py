@@ -109,6 +109,23 @@ def load(
     Raises:
         SpaceError: with file, line and key.
     """
+    document = read(path, overrides, {"study": study, "budget.trials": trials})
+    if "comparison" in document.value:
+        raise document.error(("comparison",), f"this is a comparison of several searches: vqsearch compare {path}")
+    return check(document.value, document, Path(path).resolve().parent)
+
+
+def read(path: str | Path, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> yaml12.Document:
+    """Read a file, with what the command line sets in it; nothing is checked yet.
+
+    Args:
+        path: the YAML file.
+        overrides: as in `load`.
+        flags: dotted key -> value that a flag of its own gives, such as ``--trials``; None where it was not given.
+
+    Raises:
+        SpaceError: no such file, no YAML or no mapping.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -119,14 +136,15 @@ def load(
     if not isinstance(document.value, dict):
         raise SpaceError(str(path), "", "a space file is a mapping with study, objective, budget and search")
     values = document.value
-    flags: dict[yaml12.Path, str] = {}
+    said: dict[yaml12.Path, str] = {}
     for override in overrides:
-        flags[_override(values, override)] = f"--set {override}"
-    if study is not None:
-        values["study"], flags[("study",)] = study, "--study"
-    if trials is not None and isinstance(values.setdefault("budget", {}), dict):
-        values["budget"]["trials"], flags[("budget", "trials")] = trials, "--trials"
-    return _check(values, dataclasses.replace(document, flags=flags), Path(path).resolve().parent)
+        said[_override(values, override)] = f"--set {override}"
+    for key, value in ((key, value) for key, value in (flags or {}).items() if value is not None):
+        parent, _, last = key.rpartition(".")
+        place = values.setdefault(parent, {}) if parent else values
+        if isinstance(place, dict):
+            place[last], said[tuple(key.split("."))] = value, f"--{last}"
+    return dataclasses.replace(document, flags=said)
 
 
 def parse(values: Mapping[str, Any], name: str) -> Space:
@@ -136,7 +154,7 @@ def parse(values: Mapping[str, Any], name: str) -> Space:
         values: as in a space file.
         name: where it came from, for messages.
     """
-    return _check(dict(values), yaml12.Document(name=name, value=values), Path.cwd())
+    return check(dict(values), yaml12.Document(name=name, value=values), Path.cwd())
 
 
 def assignment(text: str, flag: str = "--set") -> tuple[str, Any]:
@@ -160,21 +178,38 @@ def assignment(text: str, flag: str = "--set") -> tuple[str, Any]:
 
 def _override(values: dict[str, Any], text: str) -> yaml12.Path:
     key, value = assignment(text)
-    # Keys of `search` and `constraints` hold dots themselves.
-    first, _, rest = key.partition(".")
-    path: tuple[str, ...] = (first, rest) if first in ("search", "constraints") and rest else tuple(key.split("."))
+    path = _path(key)
     place = values
     for part in path[:-1]:
         if not isinstance(place.setdefault(part, {}), dict):
             raise SpaceError(f"--set {text}", "", f"{part} is no mapping, so nothing can be set in it")
         place = place[part]
-    if path[1:] in PATHS and isinstance(value, str) and value not in NO_PATHS:
+    if path[-2:] in PATHS and isinstance(value, str) and value not in NO_PATHS:
         value = str(Path(value).expanduser().absolute())  # A flag starts at the current folder, a file at its own.
     place[path[-1]] = value
     return path
 
 
-def _check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Space:
+def _path(key: str) -> tuple[str, ...]:
+    """The keys of a dotted one; those of `search` and `constraints` hold dots themselves."""
+    first, _, rest = key.partition(".")
+    if first in ("search", "constraints") and rest:
+        return (first, rest)
+    arm, _, within = rest.partition(".")
+    return (first, arm, *_path(within)) if first == "arms" and within else tuple(key.split("."))
+
+
+def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Space:
+    """Check the mapping of a space file.
+
+    Args:
+        values: as in the file; not kept.
+        document: where they stand, for the place of an error.
+        folder: where relative paths start.
+
+    Raises:
+        SpaceError: with file, line and key.
+    """
     file = schema.validate(values, document)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", file.study):
         raise document.error(

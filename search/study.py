@@ -166,6 +166,37 @@ def studies(storage: BaseStorage) -> list[str]:
     )
 
 
+def tied(storage: BaseStorage, comparison: str) -> list[str]:
+    """The studies that are arms of a comparison, in its order; those that a cut-off launch did not make left out.
+
+    Returns:
+        Nothing where no comparison has this name.
+    """
+    there = {
+        summary.study_name: found
+        for summary in storage.get_all_studies()
+        if not is_lease(summary.study_name)
+        and (found := records.tie_of(summary.user_attrs)) is not None
+        and found.comparison == comparison
+    }
+    order = [name for found in there.values() for name in found.arms.values()]
+    return [name for name in dict.fromkeys(order) if name in there]
+
+
+def expand(storage: BaseStorage, names: Sequence[str | None]) -> list[str | None]:
+    """Names of studies, those of comparisons replaced by their arms; None, for the only study there is, as well."""
+    known = studies(storage)
+    found: list[str | None] = []
+    for name in names:
+        if name is None and len(known) > 1:
+            ties = [records.tie_of(s.user_attrs) for s in storage.get_all_studies() if s.study_name in known]
+            several = {tie.comparison if tie else "" for tie in ties}
+            found += tied(storage, several.pop()) if len(several) == 1 and "" not in several else [None]
+        else:
+            found += [name] if name is None or name in known else tied(storage, name) or [name]
+    return found
+
+
 def load(storage: BaseStorage, name: str | None) -> tuple[optuna.Study, Space]:
     """A study to look at.
 
@@ -240,7 +271,12 @@ def spent(study: optuna.Study, budget: int) -> bool:
 
 
 def create(
-    storage: BaseStorage, wanted: Space, root: str | None, parallel: int, copies: Sequence[FrozenTrial] = ()
+    storage: BaseStorage,
+    wanted: Space,
+    root: str | None,
+    parallel: int,
+    copies: Sequence[FrozenTrial] = (),
+    tie: records.Tie | None = None,
 ) -> OpenStudy:
     """Open the study of a space file: a new one, or the one of this name if it searches the same.
 
@@ -250,6 +286,7 @@ def create(
         root: output root, absolute; None for that of the study, or the default one.
         parallel: trials that can run at once, for the number of quasi-random trials of a new study.
         copies: trials of an old study that a new one takes over, see `search.extension`.
+        tie: which arm of which comparison a new study is.
 
     Raises:
         StudyError: the name is taken by another search; the message shows the difference and the ways on.
@@ -277,6 +314,8 @@ def create(
             assert root is not None
             there = _originals(study.get_trials(deepcopy=False))  # by a launch that was killed here
             study.add_trials(copy for copy in copies if not _originals([copy]) <= there)
+            if tie is not None:
+                records.set_tie(study, tie)
             records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), versions())
         return _enter(study, wanted, records.output(study), lease)
 
