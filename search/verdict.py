@@ -23,6 +23,7 @@ from search.errors import OutputError
 from search.parameters import settings
 from search.space import Space
 from search.statistics import Estimate, Values
+from vqvae.config import COSTS
 
 TEST_VALUES = "test.npz"
 """As `vqvae.train` names it, which is not imported here since it brings torch."""
@@ -47,6 +48,7 @@ class Contender:
         validation: their objective on the images that choose, by seed.
         values: metric -> (s, i) on the test split; (s, 1) where it is no mean over images, or they can't be read.
         means: metric -> its mean, with its interval.
+        costs: of `vqvae.config.COSTS` those that all of its trials tell -> the mean over them.
         hours: of training, one trial on the mean.
         failed: (number, reason) of trials that ended without a value.
     """
@@ -60,8 +62,14 @@ class Contender:
     validation: tuple[float, ...]
     values: Mapping[str, Values]
     means: Mapping[str, Estimate]
+    costs: Mapping[str, float]
     hours: float
     failed: tuple[tuple[int, str], ...]
+
+    @property
+    def validated(self) -> float:
+        """The mean of its objective on the images that choose."""
+        return sum(self.validation) / len(self.validation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +147,8 @@ def judge(study: optuna.Study, space: Space, read: Read | None = None) -> Verdic
         metric=metric,
         sign=sign,
         contenders=found,
-        behind={each.of: _ahead(first, each, metric, sign) for each in others},
-        images=max(each.values[metric].shape[1] for each in found) if _by_image(found, metric) else 0,
+        behind={each.of: ahead(first, each, metric, sign) for each in others},
+        images=max(each.values[metric].shape[1] for each in found) if by_image(found, metric) else 0,
         waiting=sum(not trial.state.is_finished() for group in groups.values() for trial in group),
         openings=records.openings(study),
         gpus=space.resources.gpus,
@@ -152,14 +160,8 @@ def lines(verdict: Verdict) -> list[str]:
     first, metric = verdict.winner, verdict.metric
     said = [f"{name(first)} is the best on the test split: {metric_text(verdict, first)}"]
     for other in verdict.contenders[1:]:
-        ahead = verdict.behind[other.of]
-        if math.isnan(ahead.error):
-            found = f"by {units.text(metric, ahead.value)}, of one seed each, which shows nothing"
-        elif ahead.tie:
-            found = f"by {_interval(metric, ahead)}: a tie{_settling(verdict, first, other, ahead)}"
-        else:
-            found = f"by {_interval(metric, ahead)}"
-        said.append(f"ahead of {name(other)} {found}")
+        led = lead(metric, verdict.behind[other.of], first, other, verdict.gpus)
+        said.append(f"ahead of {name(other)} {led}")
     drop = verdict.drop(first)
     if drop is not None:
         word = "worse" if drop > 0 else "better"
@@ -181,12 +183,12 @@ def table(verdict: Verdict) -> Table:
     for heading in ("setting of", f"test {units.label(metric)}{unit}", "behind the best", "in the search", "seeds"):
         made.add_column(heading, justify="left" if heading == "setting of" else "right", no_wrap=True)
     for place, each in enumerate(verdict.contenders):
-        ahead = verdict.behind.get(each.of)
-        tie = " (tie)" if ahead is not None and ahead.tie else ""
+        behind = verdict.behind.get(each.of)
+        tie = " (tie)" if behind is not None and behind.tie else ""
         made.add_row(
             f"trial {each.of}{' (baseline)' if each.baseline else ''}",
-            _with_half(metric, each.means[metric]),
-            "" if ahead is None else _with_half(metric, ahead) + tie,
+            with_half(metric, each.means[metric]),
+            "" if behind is None else with_half(metric, behind) + tie,
             units.figure(metric, each.searched),
             str(len(each.seeds)),
             style="bold" if place == 0 else "",
@@ -194,18 +196,14 @@ def table(verdict: Verdict) -> Table:
     return made
 
 
-def _with_half(metric: str, found: Estimate) -> str:
+def with_half(metric: str, found: Estimate) -> str:
+    """A mean and half the width of its interval: ``24.13 ± 0.21``; of a single seed the mean alone."""
     value = units.figure(metric, found.value)
     return value if math.isnan(found.error) else f"{value} ± {units.figure(metric, found.high - found.value)}"
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
     """The verdict for programs; what is unknown is null."""
-
-    def estimate(found: Estimate) -> dict[str, float | None]:
-        values = {"value": found.value, "low": found.low, "high": found.high, "standard_error": found.error}
-        return {key: value if math.isfinite(value) else None for key, value in values.items()}
-
     return {
         "metric": f"test/{verdict.metric}",
         "direction": "minimize" if verdict.sign > 0 else "maximize",
@@ -213,23 +211,37 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "openings": [dataclasses.asdict(each) for each in verdict.openings],
         "contenders": [
-            {
-                "trial": each.of,
-                "baseline": each.baseline,
-                "settings": dict(each.settings),
-                "searched": each.searched,
-                "seeds": list(each.seeds),
-                "trials": list(each.trials),
-                "validation": list(each.validation),
-                "test": {metric: estimate(found) for metric, found in each.means.items()},
-                "by_seed": {metric: values.mean(axis=1).tolist() for metric, values in each.values.items()},
-                "behind": estimate(verdict.behind[each.of]) if each.of in verdict.behind else None,
+            contender_as_json(each)
+            | {
+                "behind": estimate_as_json(verdict.behind[each.of]) if each.of in verdict.behind else None,
                 "tie": each.of in verdict.behind and verdict.behind[each.of].tie,
-                "hours": each.hours,
             }
             for each in verdict.contenders
         ],
     }
+
+
+def contender_as_json(contender: Contender) -> dict[str, Any]:
+    """What is known of one contender by itself."""
+    return {
+        "trial": contender.of,
+        "baseline": contender.baseline,
+        "settings": dict(contender.settings),
+        "searched": contender.searched,
+        "seeds": list(contender.seeds),
+        "trials": list(contender.trials),
+        "validation": list(contender.validation),
+        "test": {metric: estimate_as_json(found) for metric, found in contender.means.items()},
+        "by_seed": {metric: values.mean(axis=1).tolist() for metric, values in contender.values.items()},
+        "costs": dict(contender.costs),
+        "hours": contender.hours,
+    }
+
+
+def estimate_as_json(found: Estimate) -> dict[str, float | None]:
+    """A mean with its interval; what a single seed can't tell is null."""
+    values = {"value": found.value, "low": found.low, "high": found.high, "standard_error": found.error}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def name(contender: Contender) -> str:
@@ -240,29 +252,50 @@ def name(contender: Contender) -> str:
 
 def metric_text(verdict: Verdict, contender: Contender) -> str:
     """The mean of the metric that ranks, with its interval and what it is a mean of."""
-    found = contender.means[verdict.metric]
+    return mean_text(verdict.metric, contender, verdict.images)
+
+
+def mean_text(metric: str, contender: Contender, images: int) -> str:
+    """A mean of a contender, with its interval and what it is a mean of; 0 images leave them out."""
+    found = contender.means[metric]
     seeds = len(contender.seeds)
     many = f"{seeds} seed{'' if seeds == 1 else 's'}"
-    of = f"{many} and {verdict.images:,} images" if verdict.images else many
-    label = units.label(verdict.metric)
+    of = f"{many} and {images:,} images" if images else many
     if math.isnan(found.error):
-        return f"{label} {units.text(verdict.metric, found.value)} over {of}"
-    return f"{label} {_interval(verdict.metric, found)} over {of}"
+        return f"{units.label(metric)} {units.text(metric, found.value)} over {of}"
+    return f"{units.label(metric)} {interval(metric, found)} over {of}"
 
 
-def _interval(metric: str, found: Estimate) -> str:
+def lead(metric: str, ahead: Estimate, first: Contender, other: Contender, gpus: float) -> str:
+    """By how much one contender is ahead of another one; of a tie, what would settle it.
+
+    Args:
+        metric: that ranks.
+        ahead: the one's mean less the other's, positive where the one is better.
+        first: the one.
+        other: the other.
+        gpus: of one trial.
+    """
+    if math.isnan(ahead.error):
+        return f"by {units.text(metric, ahead.value)}, of one seed each, which shows nothing"
+    tie = f": a tie{_settling(ahead, first, other, gpus)}" if ahead.tie else ""
+    return f"by {interval(metric, ahead)}{tie}"
+
+
+def interval(metric: str, found: Estimate) -> str:
+    """A mean with its unit and its interval."""
     low, high = (units.figure(metric, value) for value in (found.low, found.high))
     return f"{units.text(metric, found.value)} ({CONFIDENCE:.0%} interval {low} to {high})"
 
 
-def _settling(verdict: Verdict, first: Contender, other: Contender, ahead: Estimate) -> str:
+def _settling(ahead: Estimate, first: Contender, other: Contender, gpus: float) -> str:
     """What would settle a tie, and its cost."""
     wanted = statistics.seeds_to_settle(ahead, min(len(first.seeds), len(other.seeds)), CONFIDENCE)
     if wanted is None:
         return "; no number of seeds would settle it on these images"
     more = [max(wanted - len(each.seeds), 0) for each in (first, other)]
     hours = sum(count * each.hours for count, each in zip(more, (first, other), strict=True))
-    cost = f"{hours * verdict.gpus:.3g} GPU-hours more" if verdict.gpus else f"{units.duration(3600 * hours)} more"
+    cost = f"{hours * gpus:.3g} GPU-hours more" if gpus else f"{units.duration(3600 * hours)} more"
     return f"; about {wanted} seeds of each would settle it, {cost}"
 
 
@@ -281,9 +314,15 @@ def _contender(of: FrozenTrial, group: Sequence[FrozenTrial], space: Space, read
         validation=tuple(float(trial.value or 0.0) for trial in ended),
         values=values,
         means={metric: statistics.mean(each, CONFIDENCE) for metric, each in values.items()},
+        costs=_costs(ended),
         hours=sum(map(records.seconds, ended)) / 3600 / len(ended) if ended else 0.0,
         failed=tuple(failed),
     )
+
+
+def _costs(ended: Sequence[FrozenTrial]) -> dict[str, float]:
+    told = {name: [trial.user_attrs[name] for trial in ended if name in trial.user_attrs] for name in COSTS}
+    return {name: float(np.mean(values)) for name, values in told.items() if values and len(values) == len(ended)}
 
 
 def _values(ended: Sequence[FrozenTrial], read: Read) -> dict[str, Values]:
@@ -311,12 +350,13 @@ def _by_images(trial: FrozenTrial, read: Read) -> dict[str, Values] | None:
         return None  # the means are in the study; without the images an interval is one over seeds alone
 
 
-def _by_image(contenders: Sequence[Contender], metric: str) -> bool:
+def by_image(contenders: Sequence[Contender], metric: str) -> bool:
+    """Whether the values of every image are there."""
     return all(each.values[metric].shape[1] > 1 for each in contenders)
 
 
-def _ahead(first: Contender, other: Contender, metric: str, sign: int) -> Estimate:
-    """By how much one contender is better than another one."""
+def ahead(first: Contender, other: Contender, metric: str, sign: int) -> Estimate:
+    """By how much one contender is better than another one, paired by image where both have their images."""
     ours, theirs = first.values[metric], other.values[metric]
     if ours.shape[1] != theirs.shape[1]:  # one of them without its images
         ours, theirs = ours.mean(axis=1, keepdims=True), theirs.mean(axis=1, keepdims=True)

@@ -1,17 +1,19 @@
 """A study in all states, and a browser, for every test of something that people look at."""
 
+import io
 import shutil
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState, create_trial
 from PIL import Image
 
-from search import output, parameters, records, space
+from search import output, parameters, records, space, study, verdict
 from search.study import Flight
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -208,3 +210,151 @@ def _picture(root, name, number, step, kind):
     colors[::2] = np.random.default_rng(0).integers(0, 255, (2, 8, 3))  # the originals are the same in all
     Image.fromarray(colors.repeat(64, axis=0).repeat(64, axis=1)).save(root / folder / f"{kind}.png")
     return {"step": step, "name": kind, "folder": folder}
+
+
+BASELINE = {"optimizer.lr": 1e-3, "quantizer.codebook_size": 16}
+SIDE, COLUMNS = 8, 8
+"""Pixels along a picture of a finalist's sheet here, and pictures in its rows."""
+
+
+class Arena:
+    """A study whose finalists were made by hand, and the files that they left.
+
+    Attributes:
+        images: of the test split; all arenas share how hard each of them is.
+        files: path below the output root -> what it holds.
+    """
+
+    images = 60
+
+    def __init__(self, file, root, *overrides, name="tiny"):
+        baselines = "baselines=[{optimizer.lr: 1.0e-3, quantizer.codebook_size: 16}]"
+        self.space = space.load(file, [baselines, *overrides], study=name)
+        self.study = optuna.create_study(study_name=name, direction=self.space.objective.direction)
+        records.create(self.study, self.space.source, str(root), 10, study.versions())
+        records.set_sizes(self.study, {"train": 987, "validation": 82, "test": self.images})
+        self.metric = self.space.objective.metric.removeprefix("val/")
+        self.files = {}
+        self.dice = np.random.default_rng([1, *map(ord, name)])
+        self.hard = np.random.default_rng(0).normal(0, 2, self.images)
+
+    def add(self, settings, value=None, *, state=TrialState.COMPLETE, attrs=None, system=None, broken=None):
+        fixed = FixedTrial(dict(settings))
+        labels = dict(parameters.suggest(self.space.parameters, fixed))
+        trial = create_trial(
+            state=state,
+            value=value,
+            params=labels,
+            distributions=fixed.distributions,
+            user_attrs=attrs or {},
+            system_attrs=system or {},
+            intermediate_values={} if value is None else {18: value},
+            constraints=broken,
+        )
+        self.study.add_trial(trial)
+        return len(self.study.trials) - 1
+
+    def setting(self, lr, value, baseline=False):
+        """A trial of the search, whose setting may become a finalist's."""
+        settings = BASELINE if baseline else {"optimizer.lr": lr, "quantizer.codebook_size": 64}
+        system = {"fixed_params": dict(BASELINE)} if baseline else {}
+        return self.add(dict(settings), value, system=system, attrs={"seconds": 1800.0})
+
+    def judged(self, of, mean, seeds=3, spread=0.05, files=True, validation=None, change=0.0, metric=True):
+        """Finalists of a setting: their values on the test split, image by image.
+
+        Args:
+            of: number of its trial.
+            mean: on the test split, about.
+            seeds: how many finalists.
+            spread: standard deviation over seeds.
+            files: whether their values of each image are there.
+            validation: their objective on the images that choose.
+            change: added to the value of each image.
+            metric: whether they were measured at all.
+        """
+        for seed in range(1, seeds + 1):
+            each = mean + self.hard + change + self.dice.normal(0, spread) + self.dice.normal(0, 0.3, self.images)
+            number = len(self.study.trials)
+            folder = f"{self.study.study_name}/trials/{number:05d}/step-00000018"
+            attrs = records.finalist_attrs(records.Finalist(of=of, seed=seed)) | {
+                **({f"test/{self.metric}": float(each.mean())} if metric else {}),
+                "test/perplexity": 10.0 + seed,
+                "test/entropy_bits_per_image": 60.0 + seed,
+                "parameters": 12345.0,
+                "images_per_s": 100.0 * seed,
+                "checkpoint": {"step": 18, "folder": folder, "metrics": {}},
+                "pictures": [{"step": 18, "name": "test", "folder": folder}],
+                "seconds": 3600.0,
+            }
+            self.add(self.study.trials[of].params, mean + 0.5 if validation is None else validation, attrs=attrs)
+            if files:
+                buffer = io.BytesIO()
+                np.savez(buffer, **{self.metric: each})
+                self.files[f"{folder}/test.npz"] = buffer.getvalue()
+                self.files[f"{folder}/test.png"] = _test_sheet(len(self.files) % 200)
+
+    def read(self, path):
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path]
+
+    def verdict(self):
+        return verdict.judge(self.study, self.space, self.read)
+
+    def write(self):
+        """Put the files below the study's output root."""
+        for path, content in self.files.items():
+            file = Path(records.output(self.study)) / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+
+def _test_sheet(level):
+    """A sheet of 32 pictures as `vqvae.pictures.sheet` makes it: originals are gray by their place, all became one."""
+    grays = np.full((8, COLUMNS), level, dtype=np.uint8)
+    grays[::2] = np.arange(32).reshape(4, 8)
+    held = io.BytesIO()
+    large = grays.repeat(SIDE, axis=0).repeat(SIDE, axis=1)
+    Image.fromarray(np.stack([large] * 3, axis=-1)).save(held, "PNG")
+    return held.getvalue()
+
+
+@pytest.fixture
+def make_arena(tiny_file, tmp_path):
+    """A function that makes an `Arena`; takes overrides of its space file, and its `name`."""
+    return lambda *overrides, **options: Arena(tiny_file, tmp_path / "root", *overrides, **options)
+
+
+@pytest.fixture
+def arena(make_arena):
+    """A study with no trial yet, to put finalists into."""
+    return make_arena()
+
+
+@pytest.fixture
+def make_arms(make_arena):
+    """A function that makes the arenas of a comparison named ``fair``, one for each name of an arm that it is given."""
+
+    def make(*names, overrides=(), equal=None):
+        studies = {name: f"fair-{place}" for place, name in enumerate(names)}
+        made = {name: make_arena(*overrides, name=study_name) for name, study_name in studies.items()}
+        for name, each in made.items():
+            alike = equal or {"tokens": (16.0, 16.0), "parameters": (11000.0, 13000.0)}
+            what = records.Tie(comparison="fair", arm=name, arms=studies, equal=alike, free=["bits_per_image"])
+            records.set_tie(each.study, what)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def fair(make_arms):
+    """A comparison whose arm ``good`` is planted to be 2 dB better than ``plain`` and ``alike``, which are the same."""
+    arms = make_arms("plain", "good", "alike", overrides=["budget.trials=2"])
+    for name, mean in (("plain", 21.0), ("good", 23.0), ("alike", 21.0)):
+        of = arms[name].setting(2e-3, 25.0)
+        arms[name].setting(0, 20.0, baseline=True)
+        arms[name].judged(of, mean, spread=0.2)
+        arms[name].judged(1, mean - 3.0)
+    return arms

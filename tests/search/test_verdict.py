@@ -1,75 +1,13 @@
 """Finalists held against each other: ranks, intervals, ties, the winner's curse, and values that can't be read."""
 
-import io
 import math
 
-import numpy as np
-import optuna
 import pytest
-from optuna.trial import FixedTrial, TrialState, create_trial
+from optuna.trial import TrialState
 
-from search import parameters, records, space, study, units, verdict
+from search import records, units, verdict
 
-BASELINE = {"optimizer.lr": 1e-3, "quantizer.codebook_size": 16}
 IMAGES = 60
-
-
-class Arena:
-    """A study made by hand, and the files that its finalists left."""
-
-    def __init__(self, tiny_file, root, *overrides):
-        self.space = space.load(
-            tiny_file, ["baselines=[{optimizer.lr: 1.0e-3, quantizer.codebook_size: 16}]", *overrides]
-        )
-        direction = self.space.objective.direction
-        self.study = optuna.create_study(study_name="tiny", direction=direction)
-        records.create(self.study, self.space.source, str(root), 10, study.versions())
-        self.metric = self.space.objective.metric.removeprefix("val/")
-        self.files = {}
-        self.dice = np.random.default_rng(0)
-        self.hard = self.dice.normal(0, 2, IMAGES)
-
-    def add(self, settings, value=None, *, state=TrialState.COMPLETE, attrs=None, system=None):
-        fixed = FixedTrial(dict(settings))
-        labels = dict(parameters.suggest(self.space.parameters, fixed))
-        kept = {"params": labels, "distributions": fixed.distributions, "user_attrs": attrs or {}}
-        self.study.add_trial(create_trial(state=state, value=value, system_attrs=system or {}, **kept))
-        return len(self.study.trials) - 1
-
-    def setting(self, lr, value, baseline=False):
-        settings = BASELINE if baseline else {"optimizer.lr": lr, "quantizer.codebook_size": 64}
-        return self.add(dict(settings), value, system={"fixed_params": dict(BASELINE)} if baseline else {})
-
-    def judged(self, of, mean, seeds=3, spread=0.05, files=True):
-        """Finalists of a setting: their values on the test split, image by image."""
-        for seed in range(1, seeds + 1):
-            each = mean + self.hard + self.dice.normal(0, spread) + self.dice.normal(0, 0.3, IMAGES)
-            number = len(self.study.trials)
-            folder = f"tiny/trials/{number:05d}/step-00000018"
-            attrs = records.finalist_attrs(records.Finalist(of=of, seed=seed)) | {
-                f"test/{self.metric}": float(each.mean()),
-                "test/perplexity": 10.0 + seed,
-                "checkpoint": {"step": 18, "folder": folder, "metrics": {}},
-                "seconds": 3600.0,
-            }
-            self.add(self.study.trials[of].params, mean + 0.5, attrs=attrs)
-            if files:
-                buffer = io.BytesIO()
-                np.savez(buffer, **{self.metric: each})
-                self.files[f"{folder}/test.npz"] = buffer.getvalue()
-
-    def read(self, path):
-        if path not in self.files:
-            raise FileNotFoundError(path)
-        return self.files[path]
-
-    def verdict(self):
-        return verdict.judge(self.study, self.space, self.read)
-
-
-@pytest.fixture
-def arena(tiny_file, tmp_path):
-    return Arena(tiny_file, tmp_path)
 
 
 def test_the_best_mean_on_the_test_split_wins_whatever_the_search_said(arena):
@@ -126,8 +64,8 @@ def test_one_seed_shows_nothing_and_says_so(arena):
     assert verdict.lines(found)[1].endswith("of one seed each, which shows nothing")
 
 
-def test_where_less_is_better_the_least_wins_and_its_lead_is_positive(tiny_file, tmp_path):
-    arena = Arena(tiny_file, tmp_path, "objective={metric: val/l1, direction: minimize}")
+def test_where_less_is_better_the_least_wins_and_its_lead_is_positive(make_arena):
+    arena = make_arena("objective={metric: val/l1, direction: minimize}")
     one, two = arena.setting(2e-3, 25.0), arena.setting(3e-3, 24.9)
     arena.judged(one, 23.0)
     arena.judged(two, 21.0)
