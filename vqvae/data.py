@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vqvae.cache import Decoded
     from vqvae.config import DataConfig
+    from vqvae.metrics import Pictures
 
 __all__ = ["DataError", "Decoding", "Images", "Splits", "load"]
 
@@ -30,7 +31,7 @@ __all__ = ["DataError", "Decoding", "Images", "Splits", "load"]
 class Images:
     """Some rows of an array of pictures, which may lie on disk."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pictures
     """(all, h, w, 3), shared between the splits."""
     rows: NDArray[np.int64]
     """(n) rows of `pixels`."""
