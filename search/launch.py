@@ -1,23 +1,23 @@
-"""Runs a search: Ray's `Tuner` with our searcher and scheduler, until the budget is spent or someone stops it."""
+"""Runs searches: checks what their trials need, opens their studies, and drives them until their budget is spent."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import signal
-import tempfile
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from search import (
     cluster,
     curves,
+    driver,
     extension,
     finalists,
     lease,
@@ -28,19 +28,32 @@ from search import (
     storage,
     study,
 )  # fmt: skip
-from search.errors import SpaceError, VqsearchError
+from search.errors import SpaceError
 from search.patience import Patient
 from search.progress import View
 from search.space import Space
-from search.steering import Steering
 from search.study import OpenStudy
 from vqvae.config import ConfigError, TrainConfig
 
-if TYPE_CHECKING:
-    from search.searcher import StudySearcher
-
 DECODING_EVERY_S = 10.0
 """Wall seconds between two lines about pictures being decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A study that is to be driven.
+
+    Attributes:
+        space: what it searches.
+        root: its output root.
+        known: as it is in the storage; None for one that is to be made.
+        opening: opens it, given the trials of it that run at once.
+    """
+
+    space: Space
+    root: str
+    known: optuna.Study | None
+    opening: Callable[[int], OpenStudy]
 
 
 def launch(
@@ -70,27 +83,49 @@ def launch(
     Raises:
         UserError: what the user can mend; nothing has been started or lost.
     """
-    absolute = None if root is None else output.absolute(root)
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     copies: tuple[FrozenTrial, ...] = ()
     if extend is not None:
-        taken = extension.extend(store, space, extend, measure())
+        taken = extension.extend(store, space, extend, driver.measure())
         copies = taken.copies
         view.message(taken.line)
+    planned = plan(store, space, root, view, copies=copies)
+    return run([planned] if planned else [], address, wait_for_nodes, view)
+
+
+def plan(
+    store: BaseStorage,
+    space: Space,
+    root: str | None,
+    view: View,
+    *,
+    copies: Sequence[FrozenTrial] = (),
+    tie: records.Tie | None = None,
+) -> Planned | None:
+    """What is to be done for a space: its study is made, or goes on.
+
+    Args:
+        store: where the study is, or will be.
+        space: a checked space file.
+        root: output root; None for that of the study, or the default one.
+        view: what the user sees.
+        copies, tie: of a new study, as in `study.create`.
+
+    Returns:
+        None where nothing is left to do.
+
+    Raises:
+        UserError: what the user can mend; nothing has been started or lost.
+    """
+    absolute = None if root is None else output.absolute(root)
     known = study.existing(store, space, absolute)
     if known is not None:
         lease.refuse_if_held(store, space.study)
         if _nothing_left(known, space, view):
-            return 0
-    curves.check(space, records.output(known) if known is not None else absolute or "")
-    opening = functools.partial(study.create, store, space, absolute, copies=copies)
+            return None
     place = absolute or output.absolute(output.DEFAULT) if known is None else records.output(known)
-    with output.reached(place, create=known is None):
-        if known is None:
-            output.require_unclaimed(place, space.study)
-        else:
-            study.require_files(known, place)
-        return _run(space, opening, address, wait_for_nodes, view)
+    opening = functools.partial(study.create, store, space, absolute, copies=copies, tie=tie)
+    return Planned(space=space, root=place, known=known, opening=opening)
 
 
 def resume(
@@ -104,11 +139,11 @@ def resume(
     wait_for_nodes: bool = False,
     view: View,
 ) -> int:
-    """Go on with a study, from its storage alone.
+    """Go on with a study, or with all arms of a comparison, from the storage alone.
 
     Args:
         url: storage URL.
-        name: of the study; None where the storage holds just one.
+        name: of the study or the comparison; None where the storage holds just one.
         changes: keys of `study.OPERATIONAL` -> new values.
         root: where the output root has moved to.
         steps: of a trial, where they become longer, see `search.lengthening`.
@@ -122,41 +157,76 @@ def resume(
     """
     storage.open_storage(url, create=False)  # A mistyped URL must not make a database.
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
+    moved = None if root is None else output.absolute(root)
+    planned = [_planned(store, each, changes or {}, moved, steps, view) for each in study.expand(store, [name])]
+    return run([each for each in planned if each], address, wait_for_nodes, view)
+
+
+def _planned(
+    store: BaseStorage, name: str | None, changes: Mapping[str, Any], moved: str | None, steps: int | None, view: View
+) -> Planned | None:
     known, space = study.load(store, name)
-    space = study.operational(space, changes or {})
+    space = study.operational(space, changes)
     if steps is not None:
         space = lengthening.lengthen(space, known.get_trials(deepcopy=False), steps)
     lease.refuse_if_held(store, known.study_name)
     if _nothing_left(known, space, view):
-        return 0
-    moved = None if root is None else output.absolute(root)
-    curves.check(space, moved or records.output(known))
-    output.check(moved or records.output(known), create=False)
-    study.require_files(known, moved or records.output(known))
+        return None
 
     def opening(_parallel: int) -> OpenStudy:
         return study.resume(store, known.study_name, changes, moved, steps)
 
-    return _run(space, opening, address, wait_for_nodes, view)
+    return Planned(space=space, root=moved or records.output(known), known=known, opening=opening)
 
 
-def _run(
-    space: Space, opening: Callable[[int], OpenStudy], address: str | None, wait_for_nodes: bool, view: View
-) -> int:
-    """Check what every trial needs, then open the study (given the trials that run at once) and drive it."""
-    check_trainable(space)
+def run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, view: View) -> int:
+    """Check what every trial needs, then open the studies and drive them together.
+
+    Args:
+        planned: studies whose trials ask for the same resources; where there is none, nothing is done.
+        address, wait_for_nodes, view: as in `launch`.
+
+    Returns:
+        As `launch`.
+
+    Raises:
+        UserError: what the user can mend; nothing has been started or lost.
+    """
+    if not planned:
+        return 0
+    for each in planned:
+        curves.check(each.space, each.root)
+    with contextlib.ExitStack() as reached:
+        for each in planned:
+            reached.enter_context(output.reached(each.root, create=each.known is None))
+            if each.known is None:
+                output.require_unclaimed(each.root, each.space.study)
+            else:
+                study.require_files(each.known, each.root)
+        return _run(planned, address, wait_for_nodes, view)
+
+
+def _run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, view: View) -> int:
+    for each in planned:
+        check_trainable(each.space)
+        if address is None:
+            check_weights(each.space)
+    first = planned[0].space
     if address is None:
-        check_weights(space)
-        prepare_data(space, view)
+        prepare_data(first, view)
     with storage.secrets_aside(), cluster.connected(address):
-        capacity = cluster.Capacity(space, local=address is None)
+        capacity = cluster.Capacity(first, local=address is None)
         parallel = capacity.require(wait_for_nodes)
         if not capacity():
             view.message("no node can run a trial yet; waiting for one that can")
-        with contextlib.closing(opening(parallel)) as opened:
-            for line in opened.notes:
-                view.message(line)
-            return _drive(opened, capacity, view)
+        with contextlib.ExitStack() as held:
+            studies = []
+            for each in planned:
+                opened = held.enter_context(contextlib.closing(each.opening(math.ceil(parallel / len(planned)))))
+                studies.append(opened)
+                for line in opened.notes:
+                    view.message(line)
+            return driver.drive(studies, capacity, view)
 
 
 def _nothing_left(known: optuna.Study, space: Space, view: View) -> bool:
@@ -164,7 +234,8 @@ def _nothing_left(known: optuna.Study, space: Space, view: View) -> bool:
     if finalists.outstanding(space, trials, known.direction):
         return False
     if study.spent(known, space.budget.trials):
-        view.message(f"the budget of {space.budget.trials} trials is spent; --trials N makes it a larger one")
+        which = f"{space.study}: " if records.tie(known) else ""
+        view.message(f"{which}the budget of {space.budget.trials} trials is spent; --trials N makes it a larger one")
         return True
     return False
 
@@ -180,7 +251,7 @@ def check_trainable(space: Space) -> None:
     """
     first = _first(space)
     choices = {p.name: p.labels for p in space.parameters if p.kind == "choice" and not p.when}
-    fault = functools.partial(_fault, space, measure())
+    fault = functools.partial(_fault, space, driver.measure())
     error = fault(first)
     if error is not None and error.key not in first:
         raise space.document.error(("train", *error.key.split(".")), error.problem)
@@ -203,7 +274,7 @@ def check_settings(space: Space, labels: Mapping[str, Any], where: str) -> None:
     Raises:
         SpaceError: it can't be built.
     """
-    error = _fault(space, measure(), _first(space) | dict(labels))
+    error = _fault(space, driver.measure(), _first(space) | dict(labels))
     if error is not None:
         raise SpaceError(where, "", f"can't be built: {error}")
 
@@ -256,111 +327,3 @@ def prepare_data(space: Space, view: View) -> None:
 
     for line in progress.images(data.load(space.base.data, tell), space.base.data):
         view.message(line)
-
-
-def measure() -> Callable[[TrainConfig], Mapping[str, float]]:
-    """What can be known of a config before any training: parameters, bits per image, tokens."""
-    from vqvae.model import bits_per_image, count_parameters
-
-    @functools.lru_cache(maxsize=4096)
-    def of(config: TrainConfig) -> Mapping[str, float]:
-        return {
-            "parameters": float(count_parameters(config)),
-            "bits_per_image": bits_per_image(config),
-            "tokens": float(config.tokens),
-        }
-
-    return of
-
-
-def _drive(opened: OpenStudy, capacity: cluster.Capacity, view: View) -> int:
-    """Run Ray's controller in this thread until nothing is left to do."""
-    from search import pruning, searcher
-
-    opened.study.pruner = pruning.build(opened.space)
-    control = cluster.control()
-    steering = Steering(opened, control)
-    measured = measure()
-    try:
-        with view.watching([opened]), curves.written(opened), _signals(opened, steering.drain, view) as caught:
-
-            def steer() -> None:
-                _take_back_sigusr1()
-                steering()
-
-            while True:
-                asked = searcher.StudySearcher(opened, capacity, measured, control.name, steer)
-                _fit(opened, asked)
-                # A pause ends Ray's run, so that its workers give their GPUs back; the driver and its lease stay.
-                if opened.failure is not None or not asked.paused or not steering.wait():
-                    break
-    except Exception as error:  # noqa: BLE001 - Ray wraps what our searcher and scheduler raise
-        raise _ours(error) or error from None
-    if opened.failure is not None:
-        raise opened.failure
-    return caught[0] if caught else int(signal.SIGTERM) if steering.stopped else 0
-
-
-def _fit(opened: OpenStudy, search: StudySearcher) -> None:
-    from ray import tune
-
-    from search import pruning, trainable
-
-    need = opened.space.resources
-    # What Ray writes down of a run nobody reads. Below the output root it would make anew one that has vanished.
-    with tempfile.TemporaryDirectory(prefix="vqsearch-", ignore_cleanup_errors=True) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable.run, {"cpu": need.cpus, "gpu": need.gpus}),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=pruning.StudyScheduler(opened),
-                num_samples=-1,
-                max_concurrent_trials=opened.space.budget.trials + 1,  # one more: Ray goes on asking, and we steering
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(name="ray", storage_path=scratch, verbose=0),
-        )
-        tuner.fit()
-
-
-def _ours(error: BaseException | None) -> VqsearchError | None:
-    while error is not None and not isinstance(error, VqsearchError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _take_back_sigusr1() -> None:
-    """Ray takes this signal for itself at the start of every run, and would end it without a checkpoint."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR1, signal.getsignal(signal.SIGTERM))
-
-
-@contextlib.contextmanager
-def _signals(opened: OpenStudy, drain: Callable[[], None], view: View) -> Iterator[list[int]]:
-    """The first signal drains, a second Ctrl-C ends at once; yields the list of signals caught."""
-    caught: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        opened.draining = True  # at once; what follows may take a moment
-        # Neither a call to Ray nor a line to a terminal that may be gone belongs into a signal handler.
-        threading.Thread(target=announce, args=(number,), daemon=True).start()
-
-    def announce(number: int) -> None:
-        drain()
-        view.message(
-            f"{signal.Signals(number).name}: running trials save a checkpoint and stop; once more ends at once"
-        )
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    for number in numbers if in_main_thread else ():
-        signal.signal(number, handle)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items() if in_main_thread else ():
-            signal.signal(number, handler)

@@ -65,23 +65,23 @@ def build(space: Space) -> BasePruner:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Reports to the study and asks its pruner.
+    """Reports to the study of a trial and asks its pruner.
 
     Args:
-        opened: the study; left out when Ray pickles its experiment.
+        studies: left out when Ray pickles its experiment.
     """
 
-    def __init__(self, opened: OpenStudy) -> None:
+    def __init__(self, studies: Sequence[OpenStudy]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._opened = opened
+        self._studies = studies
 
     def on_trial_result(self, _controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Write what the worker reported; stop the trial once it is clear how it ends."""
-        flight = self._opened.flights.get(trial.trial_id)
-        if flight is None or flight.outcome is not None:
+        opened = next((each for each in self._studies if trial.trial_id in each.flights), None)
+        if opened is None or (flight := opened.flights[trial.trial_id]).outcome is not None:
             return str(TrialScheduler.STOP)
-        self._opened.lease.check()
-        flight.outcome = take(self._opened, flight, result)
+        opened.lease.check()
+        flight.outcome = take(opened, flight, result)
         return str(TrialScheduler.STOP if flight.outcome else TrialScheduler.CONTINUE)
 
     def __getstate__(self) -> dict[str, Any]:

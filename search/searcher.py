@@ -63,7 +63,6 @@ class StudySearcher(Searcher):
         capacity: trials that the cluster can run at once, now.
         measure: quantities known before training (parameters, bits_per_image, tokens) of a config.
         control: name of the actor that tells workers to drain.
-        steer: does what people ask of this driver; called whenever Ray asks for a trial, ten times a second or so.
     """
 
     def __init__(
@@ -72,14 +71,12 @@ class StudySearcher(Searcher):
         capacity: Callable[[], int],
         measure: Callable[[TrainConfig], Mapping[str, float]],
         control: str,
-        steer: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(metric=None, mode=None)  # Ray would insist on the metric in every light report.
-        self._opened = opened
+        self.opened = opened
         self._capacity = capacity
         self._measure = measure
         self._control = control
-        self._steer = steer
         self._stop_asking = False
         self._failures: int | None = 0  # None once a trial has ended otherwise
         self.paused = False
@@ -87,11 +84,8 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial, None while there is nothing to start now, FINISHED when nothing will come any more."""
-        opened = self._opened
-        if opened.failure is not None:
-            raise opened.failure
-        opened.lease.check()
-        self._steer()
+        opened = self.opened
+        self.require_sound()
         if self._failures is not None and self._failures >= FAILURES:
             raise SearchError(
                 f"the first {self._failures} trials of this run all failed, which is no matter of their settings; the "
@@ -100,6 +94,7 @@ class StudySearcher(Searcher):
         if opened.paused is not None and not opened.draining:
             self.paused = not opened.flights
             return None if opened.flights else self.FINISHED
+        self.paused = False
         capacity = self._capacity()
         if opened.flights and len(opened.flights) >= capacity:
             return None  # Asked ten times a second: the storage is read only when there is room.
@@ -116,12 +111,22 @@ class StudySearcher(Searcher):
         opened.flights[trial_id] = flight
         return asdict(self._assignment(flight))
 
+    def require_sound(self) -> None:
+        """Make sure that nothing has gone wrong, and that no other driver has taken over.
+
+        Raises:
+            VqsearchError: it has.
+        """
+        if self.opened.failure is not None:
+            raise self.opened.failure
+        self.opened.lease.check()
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Points are written by the scheduler, which Ray calls first."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Tell the study how the trial ended."""
-        opened, flight = self._opened, self._opened.flights.get(trial_id)
+        opened, flight = self.opened, self.opened.flights.get(trial_id)
         if flight is None:
             return
         try:
@@ -151,7 +156,7 @@ class StudySearcher(Searcher):
         return {}
 
     def _over(self) -> bool:
-        opened = self._opened
+        opened = self.opened
         if opened.draining or self._stop_asking:
             return True
         finished = sum(records.counts(trial) for trial in opened.trials())
@@ -167,7 +172,7 @@ class StudySearcher(Searcher):
 
     def _take_off(self) -> Flight | None:
         """The next trial that keeps the limits; None when too many did not."""
-        opened = self._opened
+        opened = self.opened
         most = INVALID_PER_TRIAL * opened.space.budget.trials
         while sum(records.is_invalid(trial) for trial in opened.trials()) < most:
             flight = self._flight(opened.study.ask())
@@ -181,21 +186,21 @@ class StudySearcher(Searcher):
 
     def _next_finalist(self) -> FrozenTrial | None:
         """A finalist that waits; None while trials of the search run, and where there is none."""
-        opened = self._opened
+        opened = self.opened
         running = any(flight.finalist is None for flight in opened.flights.values())
         return None if opened.space.finalists is None or opened.draining or running else finalists.begin(opened)
 
     def _take_up(self, waiting: FrozenTrial) -> Flight:
         """A waiting trial of one's choice, where `ask` would take the first one."""
-        study = self._opened.study
+        study = self.opened.study
         study._storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING)
         return self._flight(optuna.Trial(study, waiting._trial_id))
 
     def _flight(self, trial: optuna.Trial) -> Flight:
-        known = self._opened.frozen(trial)
+        known = self.opened.frozen(trial)
         return Flight(
             trial=trial,
-            labels=parameters.suggest(self._opened.space.parameters, trial),
+            labels=parameters.suggest(self.opened.space.parameters, trial),
             started=time.monotonic(),
             before=records.seconds(known),
             finalist=records.finalist(known),
@@ -203,16 +208,16 @@ class StudySearcher(Searcher):
 
     def _violations(self, flight: Flight) -> Outcome | None:
         try:
-            quantities = self._measure(self._opened.space.config(flight.labels))
+            quantities = self._measure(self.opened.space.config(flight.labels))
         except ConfigError as error:
             return Outcome(state=TrialState.PRUNED, reason=str(error), constraints={"valid": 1.0})
-        broken = violations(self._opened.space.constraints, quantities)
+        broken = violations(self.opened.space.constraints, quantities)
         if not broken:
             return None
         return Outcome(state=TrialState.PRUNED, reason=_limits(broken, quantities), constraints=broken)
 
     def _assignment(self, flight: Flight) -> Assignment:
-        opened = self._opened
+        opened = self.opened
         frozen: FrozenTrial = opened.frozen(flight.trial)
         checkpoint = records.checkpoint(frozen)
         flight.step = checkpoint.step if checkpoint else 0

@@ -7,8 +7,10 @@ next one, and who still waits for the answer asks again (`search.asking`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -27,13 +29,15 @@ POLL_S = 1.0
 class Steering:
     """The driver's side: looks for requests when it is called, once a second at most, and acts.
 
+    Who asks the driver of several studies to stop, to pause or to go on asks it for all of them.
+
     Args:
-        opened: the study.
+        studies: what the driver runs.
         control: tells workers to drain.
     """
 
-    def __init__(self, opened: OpenStudy, control: Control) -> None:
-        self._opened = opened
+    def __init__(self, studies: Sequence[OpenStudy], control: Control) -> None:
+        self._studies = studies
         self._control = control
         self._looked = float("-inf")
         self._pausing: set[str] = set()
@@ -41,20 +45,13 @@ class Steering:
         """Whether someone asked the driver to stop."""
 
     def __call__(self) -> None:
-        """Act on what is asked; called in the thread that writes to the study."""
+        """Act on what is asked; called in the thread that writes to the studies."""
         if time.monotonic() - self._looked < POLL_S:
             return
-        opened, storage = self._opened, self._opened.study._storage
-        if opened.flights and (opened.draining or opened.paused is not None):
+        if self._flying and (self._draining or self._paused):
             self._control.drain()  # An actor that was started again does not know that it was told before.
-        try:
-            asked = lease.study_of(storage, opened.study.study_name, opened.lease.number)
-            requests = records.requests(storage.get_study_user_attrs(asked))
-        except KeyError:
-            return  # Without its lease the driver ends by itself.
-        for request in requests:
-            if not request.answer and (answer := self._act(request, asked)):
-                records.set_request(storage, asked, dataclasses.replace(request, **answer))
+        for opened in self._studies:
+            self._look(opened)
         self._looked = time.monotonic()
 
     def wait(self) -> bool:
@@ -66,75 +63,108 @@ class Steering:
         Raises:
             LeaseError: another driver has taken over.
         """
-        while self._opened.paused is not None and not self._opened.draining:
-            self._opened.lease.check()
+        while self._paused and not self._draining:
+            for opened in self._studies:
+                opened.lease.check()
             self()
             time.sleep(0.1)
-        return not self._opened.draining
+        return not self._draining
 
     def drain(self) -> None:
         """No trial starts any more, and those that run are handed back."""
-        self._opened.draining = True
+        for opened in self._studies:
+            opened.draining = True
         self._control.drain()
 
-    def _act(self, request: Request, asked: int) -> dict[str, Any]:
+    @property
+    def _draining(self) -> bool:
+        return any(opened.draining for opened in self._studies)
+
+    @property
+    def _paused(self) -> bool:
+        return any(opened.paused is not None for opened in self._studies)
+
+    @property
+    def _flying(self) -> bool:
+        return any(opened.flights for opened in self._studies)
+
+    def _look(self, opened: OpenStudy) -> None:
+        storage = opened.study._storage
+        try:
+            asked = lease.study_of(storage, opened.study.study_name, opened.lease.number)
+            requests = records.requests(storage.get_study_user_attrs(asked))
+        except KeyError:
+            return  # Without its lease the driver ends by itself.
+        for request in requests:
+            if not request.answer and (answer := self._act(request, opened)):
+                records.set_request(storage, asked, dataclasses.replace(request, **answer))
+
+    def _act(self, request: Request, opened: OpenStudy) -> dict[str, Any]:
         """What came of a request; nothing while it is under way."""
         if request.kind == "prune":
-            return self._prune(request.trial)
+            return _prune(opened, request.trial)
         if request.kind == "stop":
             return self._stop()
         if request.kind == "pause":
-            return self._pause(request.key, asked)
+            return self._pause(request.key)
         if request.kind == "go on":
-            return self._go_on(asked)
+            return self._go_on()
         return _refused(f"this driver knows no request {request.kind!r}")
 
     def _stop(self) -> dict[str, Any]:
         self.stopped = True
-        if not self._opened.draining:
-            self._opened.notify("vqsearch stop: running trials save a checkpoint and stop")
+        if not self._draining:
+            self._studies[0].notify("vqsearch stop: running trials save a checkpoint and stop")
             self.drain()
         return _done("running trials save a checkpoint and stop")
 
-    def _pause(self, key: str, asked: int) -> dict[str, Any]:
-        opened = self._opened
-        if opened.draining:
+    def _pause(self, key: str) -> dict[str, Any]:
+        if self._draining:
             return _refused("the driver is stopping")
-        if opened.paused is None:
+        if not self._paused:
             if key in self._pausing:
                 return _refused("the search was told to go on before all of its trials were handed back")
-            opened.paused = time.monotonic()
+            for opened in self._studies:
+                opened.paused = time.monotonic()
             self._control.drain()
-            opened.study._storage.set_study_user_attr(asked, records.PAUSED, True)
-            opened.notify("vqsearch pause: running trials save a checkpoint; vqsearch resume goes on")
+            self._tell_others(paused=True)
+            self._studies[0].notify("vqsearch pause: running trials save a checkpoint; vqsearch resume goes on")
         self._pausing.add(key)
-        return {} if opened.flights else _done("paused: no trial runs, and those that ran wait with their checkpoints")
+        return {} if self._flying else _done("paused: no trial runs, and those that ran wait with their checkpoints")
 
-    def _go_on(self, asked: int) -> dict[str, Any]:
-        opened = self._opened
-        if opened.draining:
+    def _go_on(self) -> dict[str, Any]:
+        if self._draining:
             return _refused("the driver is stopping")
-        if opened.paused is not None:
+        if self._paused:
             self._control.go_on()
-            opened.study._storage.set_study_user_attr(asked, records.PAUSED, False)
-            opened.go_on()
-            opened.notify("vqsearch resume: the search goes on")
+            self._tell_others(paused=False)
+            for opened in self._studies:
+                opened.go_on()
+            self._studies[0].notify("vqsearch resume: the search goes on")
         return _done("the search goes on")
 
-    def _prune(self, number: int) -> dict[str, Any]:
-        opened = self._opened
-        flight = next((f for f in opened.flights.values() if f.trial.number == number), None)
-        if flight is not None:
-            flight.unwanted = True
-            return {}
-        trial = trial_of(opened.study, number)
-        if not trial.state.is_finished():
-            prune_at_rest(opened.study, opened.lease, trial)
-            opened.notify(f"trial {number} is pruned while it waits: {records.BY_HAND}")
-            opened.keeper.let_go(opened.trials())
-        elif records.reason(trial) != records.BY_HAND:
-            return _refused(is_finished(trial))
-        return _done(f"trial {number} is pruned at step {step_of(trial)}")
+    def _tell_others(self, paused: bool) -> None:
+        """Write to every lease whether its driver pauses, for those who look at its study."""
+        for opened in self._studies:
+            storage = opened.study._storage
+            with contextlib.suppress(KeyError):  # Without its lease the driver ends by itself.
+                held = lease.study_of(storage, opened.study.study_name, opened.lease.number)
+                storage.set_study_user_attr(held, records.PAUSED, paused)
+
+
+def _prune(opened: OpenStudy, number: int) -> dict[str, Any]:
+    flight = next((f for f in opened.flights.values() if f.trial.number == number), None)
+    if flight is not None:
+        flight.unwanted = True
+        return {}
+    trial = trial_of(opened.study, number)
+    if not trial.state.is_finished():
+        prune_at_rest(opened.study, opened.lease, trial)
+        opened.notify(f"trial {number} is pruned while it waits: {records.BY_HAND}")
+        opened.keeper.let_go(opened.trials())
+    elif records.reason(trial) != records.BY_HAND:
+        return _refused(is_finished(trial))
+    return _done(f"trial {number} is pruned at step {step_of(trial)}")
 
 
 def prune_at_rest(study: optuna.Study, held: Lease, trial: FrozenTrial) -> None:

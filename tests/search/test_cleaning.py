@@ -69,7 +69,7 @@ def fly(driver, searcher, scheduler, assignment, name):
 
 def drive(driver, after=lambda: None):
     searcher = StudySearcher(driver, lambda: 1, lambda _config: {}, "control")
-    scheduler = pruning.StudyScheduler(driver)
+    scheduler = pruning.StudyScheduler([driver])
     for count in range(1000):
         config = searcher.suggest(str(count))
         if config == StudySearcher.FINISHED:

@@ -86,6 +86,6 @@ def test_workers_hear_of_a_drain_though_the_actor_that_tells_them_was_killed(tmp
         opened = study.create(storage.open_storage(url), space.load(tiny_file), str(tmp_path / "out"), 1)
         opened.draining = True
         opened.flights["1"] = study.Flight(trial=opened.study.ask(), labels={}, started=0.0, before=0.0)
-        Steering(opened, telling)()
+        Steering([opened], telling)()
         assert ray.get(drained, timeout=60)
         opened.close()

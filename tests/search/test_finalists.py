@@ -113,7 +113,7 @@ def drive(place, changes=None):
         driver = study.create(place.storage, place.space, place.root, 1)
     driver.study.pruner = pruning.build(driver.space)
     searcher = StudySearcher(driver, lambda: 1, lambda config: {"tokens": config.tokens}, "control")
-    scheduler = pruning.StudyScheduler(driver)
+    scheduler = pruning.StudyScheduler([driver])
     try:
         for count in range(1000):
             config = searcher.suggest(str(count))

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search import launch, space
+from search import driver, launch, space
 from search.errors import OutputError, StorageError
 from search.lease import is_lease
 from search.progress import View
@@ -244,7 +244,7 @@ def test_a_signal_to_the_whole_process_group_hands_the_trials_back(tiny_file, tm
 def test_the_first_signal_drains_and_a_second_one_ends_at_once(number):
     opened, drained = SimpleNamespace(draining=False), threading.Event()
     before = signal.getsignal(number)
-    with launch._signals(opened, drained.set, View(Console(file=io.StringIO()))) as caught:
+    with driver._signals([opened], drained.set, View(Console(file=io.StringIO()))) as caught:
         os.kill(os.getpid(), number)
         assert opened.draining
         assert caught == [number]

@@ -165,7 +165,7 @@ class Driver:
     def __init__(self, storage, wanted, root):
         self.open = opened(storage, wanted, root)
         self.searcher = StudySearcher(self.open, lambda: 100, measure, "control")
-        self.scheduler = pruning.StudyScheduler(self.open)
+        self.scheduler = pruning.StudyScheduler([self.open])
         self.flying = {}
         self.numbers = []
         self.over = False

@@ -81,7 +81,7 @@ def fly(searcher, scheduler, assignment, name):
 def drive(driver):
     """Run a search to its end, one trial at a time."""
     searcher = StudySearcher(driver, lambda: 1, lambda config: {"tokens": config.tokens}, "control")
-    scheduler = pruning.StudyScheduler(driver)
+    scheduler = pruning.StudyScheduler([driver])
     for count in range(1000):
         config = searcher.suggest(str(count))
         if config == StudySearcher.FINISHED:
@@ -210,7 +210,7 @@ def test_a_driver_that_lost_its_lease_writes_nothing_any_more(place):
     other = opened(place)
     driver.lease._look()
     before = history(place)
-    scheduler = pruning.StudyScheduler(driver)
+    scheduler = pruning.StudyScheduler([driver])
     with pytest.raises(LeaseError, match="another driver has taken over"):
         scheduler.on_trial_result(None, SimpleNamespace(trial_id="a"), report(2, {"val/psnr": 1.0}))
     searcher.on_trial_complete("a", error=True)
@@ -304,7 +304,7 @@ def test_hours_are_those_of_all_drivers_and_end_the_search(place, tiny_file):
 def failing(driver, count, broken):
     """Run up to `count` trials, of which those that `broken` says fail at once; gives how many there were."""
     searcher = StudySearcher(driver, lambda: 1, lambda config: {"tokens": config.tokens}, "control")
-    scheduler = pruning.StudyScheduler(driver)
+    scheduler = pruning.StudyScheduler([driver])
     for number in range(count):
         config = searcher.suggest(str(number))
         if config == StudySearcher.FINISHED:
@@ -366,6 +366,6 @@ def test_nothing_that_ray_pickles_holds_the_storage(place):
 
     driver = opened(place)
     searcher = StudySearcher(driver, lambda: 1, lambda _config: {}, "control")
-    for thing in (searcher, pruning.StudyScheduler(driver)):
+    for thing in (searcher, pruning.StudyScheduler([driver])):
         assert b"studies" not in pickle.dumps(thing)
     driver.close()

@@ -42,7 +42,7 @@ def test_the_first_baseline_is_the_articles_setting(name):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_articles_setting_keeps_the_limits(name):
-    from search.launch import measure
+    from search.driver import measure
 
     loaded = space.load(SPACES[0].parent / f"{name}.yaml")
     assert space.violations(loaded.constraints, measure()(loaded.config(loaded.baselines[0]))) == {}

@@ -19,6 +19,7 @@ from search import asking, lease, pruning, space, steering, storage, study
 from search.cli import cli
 from search.cluster import Control
 from search.errors import LeaseError, SpaceError, StudyError
+from search.interleaving import Interleaved
 from search.searcher import StudySearcher
 from search.steering import Steering
 
@@ -45,9 +46,10 @@ class Driver:
         self.opened.notify = self.said.append
         self.told = []
         control = Control(name="c", drain=lambda: self.told.append("drain"), go_on=lambda: self.told.append("go on"))
-        self.steering = Steering(self.opened, control)
-        self.searcher = StudySearcher(self.opened, lambda: 2, lambda _config: {}, "c", self.steering)
-        self.scheduler = pruning.StudyScheduler(self.opened)
+        self.steering = Steering([self.opened], control)
+        arm = StudySearcher(self.opened, lambda: 2, lambda _config: {}, "c")
+        self.searcher = Interleaved([arm], lambda: 2, self.steering)
+        self.scheduler = pruning.StudyScheduler([self.opened])
         self.asked = 0
 
     def suggest(self):
