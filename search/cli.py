@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from search import cli_clean, cli_judge, cli_look, cli_models, cli_search, cli_steer
+from search import cli_clean, cli_compare, cli_judge, cli_look, cli_models, cli_search, cli_steer
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
 
@@ -21,12 +21,14 @@ def cli() -> None:
     vqsearch dashboard                    watch it in a browser
     vqsearch resume                       go on where it stopped
     vqsearch export --to my-model         take the best model away
+    vqsearch compare spaces/fair-demo.yaml   which tokenizer is best, each tuned fairly
     vqsearch tokenize my-model FOLDER --to tokens.npz
     """
 
 
 for command in (
     cli_search.launch,
+    cli_compare.compare,
     cli_search.resume,
     cli_steer.stop,
     cli_steer.pause,

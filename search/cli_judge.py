@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from search import cli_compare
+from search.errors import UserError
 from search.options import (
     Command,
     address_option,
@@ -54,6 +56,7 @@ def finalists(
     which settings is written to the study. Once all of them have ended the
     command only says what they came to.
     """
+    from search import compare as comparing
     from search import finalists as judging
     from search import launch as launching
     from search import study as studies
@@ -63,7 +66,11 @@ def finalists(
     from search.text import printable
 
     url = storage_url(storage)
-    loaded, space = studies.load(open_storage(url, create=False), study)
+    store = open_storage(url, create=False)
+    if compared := comparing.name_of(store, [study]):
+        _of_a_comparison(store, compared, any((top, seeds, include, now, output, address, wait_for_nodes)), as_json)
+        return
+    loaded, space = studies.load(store, study)
     given = {"finalists.top": top, "finalists.seeds": seeds, "finalists.include": include}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if space.finalists is None:
@@ -94,3 +101,13 @@ def finalists(
         console.print(verdicts.table(found))
         for line in verdicts.lines(found):
             console.print(printable(line), markup=False, highlight=False)
+
+
+def _of_a_comparison(store: Any, name: str, flags: bool, as_json: bool) -> None:
+    """Say what the finalists of all arms came to; training them is part of the comparison itself."""
+    if flags:
+        raise UserError(
+            f"{name}: this is a comparison, whose finalists are trained by it; expected --json at most, or one of its "
+            f"studies; vqsearch resume --study {name} --set finalists.seeds=N adds seeds to all arms"
+        )
+    cli_compare.answer(store, name, as_json)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from search.options import (
     Command,
     address_option,
-    again,
     detach_option,
     json_option,
     output_option,
     print_json,
     quiet_option,
     say,
+    start_again,
     storage_flag,
     storage_option,
     storage_url,
@@ -23,6 +24,9 @@ from search.options import (
     terminal,
     wait_option,
 )
+
+if TYPE_CHECKING:
+    from search.space import Space
 
 
 @click.command(
@@ -61,7 +65,7 @@ def launch(
     loaded = spaces.load(space, overrides, study=study, trials=trials)
     url = storage_url(storage, loaded)
     if detach:
-        _detach(["--set", "storage=null"], url, loaded.study, output or loaded.output)
+        start_again(["--set", "storage=null"], url, loaded.study, output or loaded.output)
         return
     view = View(terminal(), quiet)
     ended = launching.launch(
@@ -108,8 +112,9 @@ def resume(
     quiet: bool,
     detach: bool,
 ) -> None:
-    """Go on with a study, from its storage alone."""
-    from search import asking
+    """Go on with a study, or with all arms of a comparison, from the storage alone."""
+    from search import asking, cli_compare
+    from search import compare as comparing
     from search import launch as launching
     from search import study as studies
     from search.progress import View
@@ -117,17 +122,20 @@ def resume(
     from search.storage import open_storage
 
     url = storage_url(storage)
-    loaded, _ = studies.load(open_storage(url, create=False), study)
+    store = open_storage(url, create=False)
+    compared = comparing.name_of(store, [study])
+    loaded, _ = studies.load(store, studies.expand(store, [study])[0])
+    name = compared or loaded.study_name
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
     if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps)):
-        say(f"{loaded.study_name}: {told}")
+        say(f"{name}: {told}")
         return
     if detach:
-        _detach([], url, loaded.study_name, output)
+        start_again([], url, loaded.study_name, output, shown=name)
         return
     ended = launching.resume(
         url=url,
-        name=loaded.study_name,
+        name=name,
         changes=changes,
         root=output,
         steps=steps,
@@ -135,7 +143,10 @@ def resume(
         wait_for_nodes=wait_for_nodes,
         view=View(terminal(), quiet),
     )
-    _finish(ended, url, loaded.study_name)
+    if compared:
+        cli_compare.finish(ended, url, compared)
+    else:
+        _finish(ended, url, name)
 
 
 @click.command(cls=Command, epilog="vqsearch validate spaces/*.yaml")
@@ -143,41 +154,63 @@ def resume(
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
 @json_option
 def validate(space: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check space files: keys, ranges, baselines, and that every choice builds."""
-    from search import curves
-    from search import launch as launching
-    from search import space as spaces
+    """Check space files and comparisons: keys, ranges, baselines, that every choice builds, what is held equal."""
+    from search import comparison
 
     checked = []
     for path in space:
-        loaded = spaces.load(path, overrides)
-        launching.check_trainable(loaded)
-        curves.check(loaded, loaded.output or "")
-        checked.append({"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps})
-        if not as_json:
-            rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))
-            say(f"{path}: ok; {len(loaded.parameters)} parameters, {loaded.budget.trials} trials, evaluated at {rungs}")
+        look = _validate_comparison if comparison.is_comparison(path) else _validate_space
+        found, lines = look(path, overrides)
+        checked.append(found)
+        for line in () if as_json else lines:
+            say(line)
     if as_json:
         print_json(checked)
 
 
-def _detach(more: list[str], url: str, name: str, root: str | None) -> None:
-    """Run this command again where no terminal can end it."""
-    from search import detach
+def _validate_space(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    from search import space as spaces
 
-    log = detach.log_of(url, name, root)
-    process, began = detach.start([*again(click.get_current_context()), *more], url, log)
-    say(f"{name}: process {process.pid} opens the study; its log: {log}")
-    if not detach.wait_until_open(process, url, name):
-        with log.open("rb") as file:
-            file.seek(began)
-            click.echo(file.read().decode(errors="replace"), err=process.returncode != 0, nl=False)
-        sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
-    flags = storage_flag(url)
-    say(f"{name}: the search runs, with or without this terminal")
-    say(f"watch it:  tail -f '{log}'")
-    say(f"look at:   vqsearch status{flags} --study {name}")
-    say(f"stop it:   vqsearch stop{flags} --study {name}")
+    loaded = spaces.load(path, overrides)
+    _require_runnable(loaded)
+    found = {"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps}
+    rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))
+    words = f"{len(loaded.parameters)} parameters, {loaded.budget.trials} trials, evaluated at {rungs}"
+    return found, [f"{path}: ok; {words}"]
+
+
+def _validate_comparison(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    from search import comparison, equality
+
+    loaded = comparison.load(path, overrides)
+    proof = equality.prove(loaded)
+    for each in proof.arms.values():
+        _require_runnable(each)
+    found = {
+        "file": path,
+        "comparison": loaded.name,
+        "equal": {name: list(ends) for name, ends in proof.equal.items()},
+        "free": list(proof.free),
+        "arms": {
+            arm: {
+                "study": proof.arms[arm].study,
+                "parameters": len(proof.arms[arm].parameters),
+                "ranges": {name: list(ends) for name, ends in each.ranges.items()},
+                "counted": each.counted,
+                "within": each.within,
+            }
+            for arm, each in proof.found.items()
+        },
+    }
+    return found, equality.lines(path, loaded, proof)
+
+
+def _require_runnable(loaded: Space) -> None:
+    from search import curves
+    from search import launch as launching
+
+    launching.check_trainable(loaded)
+    curves.check(loaded, loaded.output or "")
 
 
 def _finish(signal: int, url: str, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from search.options import Command, load, say, storage_flag, storage_option, storage_url, study_option
+from search.options import Command, load, load_driven, say, storage_flag, storage_option, storage_url, study_option
 
 
 @click.command(cls=Command, epilog="vqsearch stop --study demo")
@@ -17,18 +17,18 @@ def stop(storage: str | None, study: str | None, no_wait: bool) -> None:
 
     from search import asking
 
-    loaded, _ = load(storage, study)
+    loaded, shown = load_driven(storage, study)
     name, store = loaded.study_name, loaded._storage
     holder = asking.running(store, name)
-    say(f"{name}: asking process {holder.pid} on {holder.host} to stop")
+    say(f"{shown}: asking process {holder.pid} on {holder.host} to stop")
     if no_wait:
         asking.request(store, name, holder, "stop")
         return
     if told := asking.ask(store, name, holder, "stop"):
-        say(f"{name}: {told}")
+        say(f"{shown}: {told}")
     while asking.runs(store, name, holder):
         time.sleep(asking.WAIT_S)
-    say(f"{name}: stopped; go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {name}")
+    say(f"{shown}: stopped; go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {shown}")
 
 
 @click.command(cls=Command, epilog="vqsearch pause --study demo")
@@ -39,15 +39,15 @@ def pause(storage: str | None, study: str | None) -> None:
     from search import asking
     from search.errors import StudyError
 
-    loaded, _ = load(storage, study)
+    loaded, shown = load_driven(storage, study)
     name, store = loaded.study_name, loaded._storage
     holder = asking.running(store, name)
-    say(f"{name}: asking process {holder.pid} on {holder.host} to pause")
+    say(f"{shown}: asking process {holder.pid} on {holder.host} to pause")
     told = asking.ask(store, name, holder, "pause")
     if told is None:
         raise StudyError(f"{name}: the driver has ended; vqsearch resume --study {name} goes on")
-    say(f"{name}: {told}")
-    say(f"go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {name}")
+    say(f"{shown}: {told}")
+    say(f"go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {shown}")
 
 
 @click.command(cls=Command, epilog="vqsearch prune 12 --study demo")

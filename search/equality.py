@@ -100,6 +100,26 @@ def prove(comparison: Comparison) -> Proof:
     )
 
 
+def lines(file: str, comparison: Comparison, proof: Proof) -> list[str]:
+    """What is to be said of a comparison that keeps what it promises: what is equal, and what each arm comes to."""
+    common, arms = comparison.common, len(proof.arms)
+    equal = [f"{q} {_span(*ends)}" for q, ends in proof.equal.items()]
+    images = common.budget.steps * common.base.batch_size
+    said = [
+        f"{file}: ok; {arms} arms of {common.budget.trials} trials, evaluated at "
+        f"{', '.join(map(str, (*common.rungs, common.budget.steps)))}",
+        f"  held equal: {', '.join([*equal, f'images seen {images:,}'])}",
+    ]
+    if proof.free:
+        said.append(f"  free: {', '.join(proof.free)}")
+    for arm, found in proof.found.items():
+        ranges = ", ".join(f"{q} {_span(*ends)}" for q, ends in found.ranges.items())
+        outside = found.counted - found.within
+        told = f"; {outside} of {found.counted} settings tried lie outside and are refused" if outside else ""
+        said.append(f"  {arm}: {len(proof.arms[arm].parameters)} searched, {ranges}{told}")
+    return said
+
+
 def _tried(space: Space) -> list[Tried]:
     """Settings with their tokens and bits; those that contradict themselves, which no trial trains, left out."""
     found: list[Tried] = []

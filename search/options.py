@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -131,6 +132,23 @@ def load(storage: str | None, study: str | None) -> Any:
     return studies.load(open_storage(storage_url(storage), create=False), study)
 
 
+def load_driven(storage: str | None, study: str | None) -> tuple[Any, str]:
+    """A study to ask something of its driver, and the name by which people know what that drives.
+
+    Of a comparison, whose arms have one driver, it is the first arm that is driven.
+    """
+    from search import compare, lease
+    from search import study as studies
+    from search.storage import open_storage
+
+    store = open_storage(storage_url(storage), create=False)
+    compared = compare.name_of(store, [study])
+    names = studies.expand(store, [study])
+    driven = [name for name in names if name is not None and lease.driver(store, name) is not None]
+    loaded = studies.load(store, (driven if compared and driven else names)[0])[0]
+    return loaded, compared or loaded.study_name
+
+
 def again(context: click.Context) -> list[str]:
     """The command line of a command, without --detach and without its storage, which may hold a password."""
     words = [str(context.info_name)]
@@ -143,6 +161,34 @@ def again(context: click.Context) -> list[str]:
             if not str(each).startswith("storage="):
                 words += flag if each is True else [*flag, str(each)]
     return words
+
+
+def start_again(more: list[str], url: str, name: str, root: str | None, shown: str = "") -> None:
+    """Run this command again where no terminal can end it.
+
+    Args:
+        more: flags besides those it was given.
+        url: storage URL.
+        name: of the study that is opened first.
+        root: output root; None for that of the study, or the default one.
+        shown: what is said to be opened, where that is a comparison.
+    """
+    from search import detach
+
+    log = detach.log_of(url, name, root)
+    process, began = detach.start([*again(click.get_current_context()), *more], url, log)
+    shown = shown or name
+    say(f"{shown}: process {process.pid} opens the study; its log: {log}")
+    if not detach.wait_until_open(process, url, name):
+        with log.open("rb") as file:
+            file.seek(began)
+            click.echo(file.read().decode(errors="replace"), err=process.returncode != 0, nl=False)
+        sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
+    flags = storage_flag(url)
+    say(f"{shown}: the search runs, with or without this terminal")
+    say(f"watch it:  tail -f '{log}'")
+    say(f"look at:   vqsearch status{flags} --study {shown}")
+    say(f"stop it:   vqsearch stop{flags} --study {shown}")
 
 
 def terminal() -> Console:

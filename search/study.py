@@ -254,7 +254,7 @@ def existing(storage: BaseStorage, wanted: Space, root: str | None) -> optuna.St
     if wanted.study not in studies(storage):
         return None
     study, stored = load(storage, wanted.study)
-    _refuse_a_change(stored, wanted)
+    _refuse_a_change(stored, wanted, records.tie(study))
     there = records.output(study)
     if root not in (None, there):
         raise StudyError(
@@ -464,16 +464,25 @@ def _refuse_a_foreign_one(study: optuna.Study, wanted: Space, copies: Sequence[F
         )
 
 
-def _refuse_a_change(stored: Space, wanted: Space) -> None:
+def _refuse_a_change(stored: Space, wanted: Space, tie: records.Tie | None) -> None:
     lines = [line for line in space.difference(stored.source, wanted.source) if line.split(":")[0] not in OPERATIONAL]
-    if lines:
-        raise StudyError(
-            f"{wanted.study}: the storage holds a study of this name that searches something else:\n  "
-            + "\n  ".join(lines)
-            + f"\nThe same command with --study {wanted.study}-2 --extend {wanted.study} opens a new study that takes "
-            "over what trials of this one lie in the new space; with --study NAME alone it starts from nothing; "
-            f"vqsearch resume --study {wanted.study} goes on with the old one."
+    if not lines:
+        return
+    ways = (
+        f"The same command with --study {wanted.study}-2 --extend {wanted.study} opens a new study that takes over "
+        "what trials of this one lie in the new space; with --study NAME alone it starts from nothing; vqsearch resume "
+        f"--study {wanted.study} goes on with the old one."
+    )
+    if tie is not None:
+        ways = (
+            "Another name under comparison starts a new comparison; vqsearch resume --study "
+            f"{tie.comparison} goes on with the old one."
         )
+    raise StudyError(
+        f"{wanted.study}: the storage holds a study of this name that searches something else:\n  "
+        + "\n  ".join(lines)
+        + f"\n{ways}"
+    )
 
 
 def versions() -> dict[str, str]:
