@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+import yaml
 from optuna.trial import FixedTrial, TrialState, create_trial
 from PIL import Image
 
@@ -210,6 +211,56 @@ def _picture(root, name, number, step, kind):
     colors[::2] = np.random.default_rng(0).integers(0, 255, (2, 8, 3))  # the originals are the same in all
     Image.fromarray(colors.repeat(64, axis=0).repeat(64, axis=1)).save(root / folder / f"{kind}.png")
     return {"step": step, "name": kind, "folder": folder}
+
+
+DUEL = {
+    "comparison": "duel",
+    "objective": {"metric": "val/psnr", "direction": "maximize"},
+    "budget": {"trials": 4, "steps": 36},
+    "pruner": {"rungs": 1},
+    "resources": {"gpus": 0, "cpus": 1},
+    "train": {
+        "model": {"width": 16, "depth": 1, "head_size": 16, "patch": 16},
+        "quantizer": {"code_dim": 4, "codebook_size": 64},
+        "loss": {"perceptual": 0},
+        "optimizer": {"warmup_steps": 1},
+        "data": {"resolution": 64},
+        "evaluation": {"lpips": False},
+        "batch_size": 4,
+    },
+    "search": {"optimizer.lr": {"float": [1e-4, 1e-2], "log": True}, "quantizer.beta": {"float": [0.1, 1.0]}},
+    "baselines": [{"optimizer.lr": 1e-3}],
+    "arms": {
+        "attention": {"train": {"model": {"backbone": "attention"}}},
+        "mamba": {
+            "train": {"model": {"backbone": "mamba", "width": 32}},
+            "search": {"model.depth": {"int": [1, 2]}, "quantizer.beta": None},
+            "baselines": [{"optimizer.lr": 2e-3, "model.depth": 2}],
+        },
+    },
+}
+
+
+@pytest.fixture
+def write_duel(tmp_path):
+    """A function that writes a comparison file with some of its keys changed, by their dotted names, or gone (None)."""
+
+    def to(changes=None):
+        values = yaml.safe_load(yaml.safe_dump(DUEL))
+        for path, value in (changes or {}).items():
+            *above, last = path
+            place = values
+            for key in above:
+                place = place[key]
+            if value is None:
+                del place[last]
+            else:
+                place[last] = value
+        file = tmp_path / "duel.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return file
+
+    return to
 
 
 BASELINE = {"optimizer.lr": 1e-3, "quantizer.codebook_size": 16}

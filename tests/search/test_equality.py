@@ -1,0 +1,123 @@
+"""What arms hold equal is proven before anything runs, and refused with the numbers where it does not hold."""
+
+from pathlib import Path
+
+import pytest
+
+from search import comparison, equality, launch
+from search.errors import SpaceError
+
+FILES = sorted(p for p in (Path(__file__).parents[2] / "spaces").glob("*.yaml") if comparison.is_comparison(p))
+
+
+@pytest.fixture
+def prove(write_duel):
+    """A function that proves a comparison of attention and mamba with some of its keys changed."""
+    return lambda changes=None: equality.prove(comparison.load(write_duel(changes)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_comparison_file_is_proven_and_builds(path):
+    loaded = comparison.load(path)
+    proof = equality.prove(loaded)
+    for arm in proof.arms.values():
+        launch.check_trainable(arm)
+    assert loaded.name == path.stem
+    assert proof.equal.keys() >= {"tokens", "bits_per_image"}
+
+
+def test_what_is_proven_becomes_a_limit_of_every_arm(prove):
+    proof = prove({("equal",): {"parameters": {"min": 1e3, "max": 1e6}}})
+    assert proof.equal == {"tokens": (16, 16), "bits_per_image": (96, 96), "parameters": (1e3, 1e6)}
+    assert proof.free == ()
+    for arm in proof.arms.values():
+        limits = {name: (limit.min, limit.max) for name, limit in arm.constraints.items()}
+        assert limits == {"tokens": (16, 16), "bits_per_image": (96, 96), "parameters": (1e3, 1e6)}
+        assert arm.source["constraints"]["tokens"] == {"min": 16, "max": 16}
+
+
+def test_parameters_that_are_free_are_told_as_such(prove):
+    assert prove().free == ("parameters",)
+
+
+def test_arms_with_other_tokens_are_refused_with_the_numbers(prove):
+    with pytest.raises(
+        SpaceError,
+        match=r"duel.yaml: equal.tokens: must be one number in all settings of all arms, but attention has 16, mamba "
+        r"has 64; expected arms that agree, a band tokens: \{min: , max: \}, or tokens: free$",
+    ):
+        prove({("arms", "mamba", "train", "model"): {"backbone": "mamba", "width": 32, "patch": 8}})
+
+
+def test_an_arm_that_searches_its_bits_is_refused_with_the_numbers(prove):
+    search = {"quantizer.codebook_size": {"choice": [64, 128]}, "quantizer.beta": None}
+    with pytest.raises(SpaceError, match=r"equal.bits_per_image: .* but attention has 96, mamba has 96 to 112; "):
+        prove({("arms", "mamba", "search"): search, ("arms", "mamba", "baselines"): None})
+
+
+def test_a_choice_that_moves_the_bits_under_a_condition_alone_is_found(prove):
+    search = {
+        "quantizer.kind": {"choice": ["vq", "fsq"]},
+        "quantizer.levels": {"choice": {"small": [4, 4, 4], "large": [8, 4, 4]}, "when": {"quantizer.kind": "fsq"}},
+        "quantizer.beta": None,
+    }
+    changes = {("arms", "mamba", "search"): search, ("arms", "mamba", "baselines"): None}
+    with pytest.raises(SpaceError, match=r"bits_per_image: .* mamba has 96 to 112; "):
+        prove(changes)
+    search["quantizer.levels"]["choice"] = {"cube": [4, 4, 4], "flat": [8, 8]}
+    assert prove(changes).equal["bits_per_image"] == (96, 96)
+
+
+def test_a_setting_outside_a_band_of_bits_is_named(prove):
+    changes = {
+        ("equal",): {"bits_per_image": {"max": 100}},
+        ("arms", "mamba", "search"): {"quantizer.codebook_size": {"choice": [64, 128]}, "quantizer.beta": None},
+        ("arms", "mamba", "baselines"): None,
+    }
+    with pytest.raises(
+        SpaceError,
+        match=r"equal.bits_per_image: must be at most 100 in all arms, but mamba has 112 with codebook_size 128$",
+    ):
+        prove(changes)
+
+
+def test_an_arm_that_no_setting_brings_into_the_band_is_refused_with_the_numbers(prove):
+    with pytest.raises(
+        SpaceError,
+        match=r"equal.parameters: must be from 1,000 to 2,000, but attention has [\d,]+ in 8 settings tried; expected "
+        r"another width, depth or band$",
+    ):
+        prove({("equal",): {"parameters": {"min": 1000, "max": 2000}}})
+
+
+def test_settings_outside_of_the_band_are_counted_and_told(prove, write_duel):
+    spread = prove().found["mamba"].ranges["parameters"]
+    changes = {("equal",): {"parameters": {"min": 1000, "max": spread[0]}}, ("arms", "mamba", "baselines"): None}
+    proof = prove(changes)
+    assert (proof.found["mamba"].counted, proof.found["mamba"].within) == (2, 1)
+    lines = equality.lines("duel.yaml", comparison.load(write_duel(changes)), proof)
+    assert lines[-1].endswith("; 1 of 2 settings tried lie outside and are refused")
+
+
+def test_a_baseline_outside_of_the_band_is_refused_with_its_number(prove):
+    most = prove().found["mamba"].ranges["parameters"][1]
+    with pytest.raises(
+        SpaceError,
+        match=r"duel.yaml:\d+: arms.mamba.baselines\[0\]: parameters must be from 1,000 to [\d,.e+]+, which is held "
+        rf"equal in all arms, but it has {most:,.6g}$",
+    ):
+        prove({("equal",): {"parameters": {"min": 1000, "max": most - 1}}})
+
+
+def test_a_setting_that_was_not_tried_is_refused_before_it_trains(prove, monkeypatch):
+    monkeypatch.setattr(
+        equality, "MOST", 1
+    )  # one setting is drawn, that with 64, so that the proof misses what the limits catch
+    search = {"quantizer.codebook_size": {"choice": [128, 64]}, "quantizer.beta": None}
+    arm = prove({("arms", "mamba", "search"): search, ("arms", "mamba", "baselines"): None}).arms["mamba"]
+    from search import driver, space
+
+    config = arm.config({"optimizer.lr": 1e-3, "quantizer.codebook_size": 128})
+    assert space.violations(arm.constraints, driver.measure()(config)) == {
+        "bits_per_image": pytest.approx(112 / 96 - 1)
+    }
