@@ -1,5 +1,6 @@
 """A study in all states, and a browser, for every test of something that people look at."""
 
+import copy
 import io
 import shutil
 import time
@@ -241,14 +242,16 @@ DUEL = {
 }
 
 
-@pytest.fixture
-def write_duel(tmp_path):
-    """A function that writes a comparison file with some of its keys changed, by their dotted names, or gone (None)."""
+@pytest.fixture(scope="session")
+def duel():
+    """A function that writes a comparison file.
 
-    def to(changes=None):
-        values = yaml.safe_load(yaml.safe_dump(DUEL))
-        for path, value in (changes or {}).items():
-            *above, last = path
+    Takes the folder, and what to change: a path of keys -> another value, or None for one that is to go.
+    """
+
+    def write(folder, changes=None):
+        values = copy.deepcopy(DUEL)
+        for (*above, last), value in (changes or {}).items():
             place = values
             for key in above:
                 place = place[key]
@@ -256,11 +259,17 @@ def write_duel(tmp_path):
                 del place[last]
             else:
                 place[last] = value
-        file = tmp_path / "duel.yaml"
+        file = folder / "duel.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False))
         return file
 
-    return to
+    return write
+
+
+@pytest.fixture
+def write_duel(duel, tmp_path):
+    """The same, in a folder of the test's own."""
+    return lambda changes=None: duel(tmp_path, changes)
 
 
 BASELINE = {"optimizer.lr": 1e-3, "quantizer.codebook_size": 16}
