@@ -195,7 +195,7 @@ def _require_all(comparison: Comparison, quantity: str, limit: Limits, tried: Ma
             if violations({quantity: limit}, quantities):
                 raise comparison.document.error(
                     ("equal", quantity),
-                    f"must be {_words(limit)} in all arms, but {arm} has {quantities[quantity]:,.6g} with "
+                    f"must be {_words(limit)} in all arms, but {arm} has {_number(quantities[quantity])} with "
                     f"{_named(labels)}",
                 )
 
@@ -226,7 +226,7 @@ def _require_baseline(space: Space, index: int, labels: Mapping[str, Any], limit
         raise space.document.error(
             ("baselines", index),
             f"{name} must be {_words(limits[name])}, which is held equal in all arms, but it has "
-            f"{quantities[name]:,.6g}",
+            f"{_number(quantities[name])}",
         )
 
 
@@ -256,13 +256,22 @@ def _ends(limit: Limits, span: tuple[float, float]) -> tuple[float, float]:
 
 
 def _span(low: float, high: float) -> str:
-    return f"{low:,.6g}" if high - low <= ROUNDING * high else f"{low:,.6g} to {high:,.6g}"
+    return _number(low) if high - low <= ROUNDING * high else f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    """All digits of a whole number, six of any other."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.6g}"
 
 
 def _words(limit: Limits) -> str:
-    if limit.min is None or limit.max is None:
-        return f"at most {limit.max:,.6g}" if limit.min is None else f"at least {limit.min:,.6g}"
-    return _span(limit.min, limit.max) if limit.min == limit.max else f"from {limit.min:,.6g} to {limit.max:,.6g}"
+    low, high = limit.min, limit.max
+    if low is None:
+        assert high is not None, "limits have an end"
+        return f"at most {_number(high)}"
+    if high is None:
+        return f"at least {_number(low)}"
+    return _number(low) if low == high else f"from {_number(low)} to {_number(high)}"
 
 
 def _named(labels: Mapping[str, Any]) -> str:
