@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections import Counter
@@ -13,8 +12,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search import records, retention
+from search import records, remaining, retention
 from search.parameters import settings
+from search.remaining import Work
 from search.space import Space
 from search.text import one_line, printable
 from search.units import duration
@@ -90,6 +90,7 @@ class Standing:
         trained_s: wall seconds of training of all trials together.
         left_s: estimated wall seconds until the budget is spent; None while nothing is known, or nothing runs.
         at_most: the estimate is an upper bound, since nothing was pruned yet.
+        work: what is left to train, finalists to come included; None where nothing does it.
         finalists, judged: trials that judge settings again, and those of them that have ended.
     """
 
@@ -105,6 +106,7 @@ class Standing:
     trained_s: float = 0.0
     left_s: float | None = None
     at_most: bool = False
+    work: Work | None = None
     finalists: int = 0
     judged: int = 0
 
@@ -147,6 +149,13 @@ def standing(
     spent_s = [news[t.number].spent_s if news else _since(t) for t in now]
     hours = records.hours(study) if hours is None else hours
     ranked = ranking(study)
+    if len(judges) > len(judged):
+        now_left = work = remaining.judging(len(judges), judged, ranked, spent_s)
+    else:
+        now_left = remaining.searching(
+            finished, [(each.step, each.images_per_s) for each in running], spent_s, space, hours
+        )
+        work = remaining.with_finalists(now_left, study, space, trials)
     causes: dict[str, Counter[str]] = {"PRUNED": Counter(), "FAIL": Counter()}
     for trial in finished:
         if trial.state != TrialState.COMPLETE:
@@ -162,10 +171,9 @@ def standing(
         best=ranked[0] if ranked else None,
         history=_history(finished, ranked),
         trained_s=sum(records.seconds(trial) for trial in trials),
-        left_s=_left(finished, running, spent_s, space, hours)
-        if len(judges) == len(judged)
-        else _left_of_finalists(judges, judged, ranked, spent_s),
+        left_s=remaining.left_s([now_left]),
         at_most=not finished,
+        work=work,
         finalists=len(judges),
         judged=len(judged),
     )
@@ -216,42 +224,6 @@ def _history(finished: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> 
         if best is not None:
             history.append(values[best])
     return history
-
-
-def _left(
-    finished: Sequence[FrozenTrial], running: Sequence[Running], spent_s: Sequence[float], space: Space, hours: float
-) -> float | None:
-    """Wall seconds until the budget is spent, if as many trials run as now, each as long as those before."""
-    if not running:
-        return None
-    rest = max(space.budget.trials - len(finished), 0)
-    rates = [each.images_per_s for each in running if each.images_per_s]
-    left = math.inf
-    if finished:
-        each = sum(records.seconds(trial) for trial in finished) / len(finished)
-        left = (rest * each - sum(min(spent, each) for spent in spent_s)) / len(running)
-    elif len(rates) == len(running):  # none is pruned, as far as anyone knows
-        done = sum(each.step for each in running) * space.base.batch_size
-        images = rest * space.budget.steps * space.base.batch_size - done
-        left = images / sum(rates)
-    if space.budget.hours is not None:
-        left = min(left, (space.budget.hours - hours) * 3600)
-    return max(left, 0.0) if math.isfinite(left) else None
-
-
-def _left_of_finalists(
-    finalists: Sequence[FrozenTrial],
-    judged: Sequence[FrozenTrial],
-    complete: Sequence[FrozenTrial],
-    spent_s: Sequence[float],
-) -> float | None:
-    """Wall seconds until all finalists have ended, each as long as those before, or as a complete trial."""
-    like = [records.seconds(trial) for trial in judged or complete]
-    if not like or not spent_s:
-        return None
-    each = sum(like) / len(like)
-    rest = (len(finalists) - len(judged)) * each - sum(min(spent, each) for spent in spent_s)
-    return max(rest, 0.0) / len(spent_s)
 
 
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
