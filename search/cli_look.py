@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 from search.errors import UserError
@@ -24,7 +26,7 @@ from search.options import (
 @click.option("--watch", "watching", is_flag=True, help="Go on showing it until the study is over.")
 @json_option
 def status(storage: str | None, study: str | None, watching: bool, as_json: bool) -> None:
-    """Say where a study stands, from its storage alone."""
+    """Say where a study, or a comparison, stands, from its storage alone."""
     from optuna.storages import get_storage
 
     from search import watch
@@ -35,9 +37,9 @@ def status(storage: str | None, study: str | None, watching: bool, as_json: bool
     url = storage_url(storage)
     store = get_storage(open_storage(url, create=False))
 
-    def look() -> watch.Look:
-        return watch.look(store, study, lambda name: f"vqsearch resume{storage_flag(url)} --study {name}")
-
+    look = functools.partial(
+        watch.look, store, study, lambda name: f"vqsearch resume{storage_flag(url)} --study {name}"
+    )
     if as_json:
         print_json(look().as_json())
     elif watching:

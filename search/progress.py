@@ -12,22 +12,18 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.text import Text
+from rich.console import Console, RenderableType
 
-from search import records, units
+from search import several
 from search.errors import VqsearchError
-from search.parameters import settings
-from search.screen import Column, Screen, bar, quietly, sparkline, stamped, table, wrapped
-from search.space import Space
-from search.standing import News, Running, Standing, budget, finalists, left, named, refused, standing, states
+from search.picture import Picture
+from search.screen import Screen, quietly, stamped
+from search.several import Arm, Several, name_of
+from search.standing import News, Standing, budget, finalists, left, standing, states
 from search.study import OpenStudy
-from search.text import one_line
-from search.units import duration
 from vqvae.config import DataConfig
 
 if TYPE_CHECKING:
@@ -41,11 +37,6 @@ PLAIN_EVERY_S = 30.0
 
 PLAIN_AGAIN_S = 600.0
 """Wall seconds after which there is a line though nothing changed."""
-
-ROWS_BESIDE = 9
-"""Rows of the terminal that are kept for what is not a running trial."""
-
-MEMORY = "peak_memory_gib"
 
 NAMED = 10
 """Pictures left out that are told one by one."""
@@ -91,7 +82,7 @@ class View:
         self.console = console
         self._quiet = quiet
         self._screen: Screen | None = None
-        self._last: list[_Last] = []
+        self._watched: list[_Watched] = []
         self._over = threading.Event()
 
     def message(self, line: str) -> None:
@@ -106,7 +97,7 @@ class View:
     def watching(self, opened: Sequence[OpenStudy]) -> Iterator[None]:
         """Show a search, or the arms of a comparison, for as long as the context lasts."""
         for each in opened:
-            each.notify = self.message if len(opened) == 1 else functools.partial(self._message_of, _arm(each))
+            each.notify = self.message if len(opened) == 1 else functools.partial(self._message_of, name_of(each.study))
         if self._quiet:
             yield
         elif self.console.is_terminal:
@@ -123,10 +114,9 @@ class View:
                 thread.join(2.0)  # It may wait for a storage.
 
     def picture(self, opened: Sequence[OpenStudy]) -> RenderableType:
-        """The live view: the budget, the running trials, and the best one."""
-        return Group(
-            *(Picture(now, each.space, _note(each)) for each, now in zip(opened, self._now(opened), strict=True))
-        )
+        """The live view: the budget, the running trials, and the best one; of several studies all of them."""
+        arms = self._arms(opened)
+        return Several(arms) if len(arms) > 1 else Picture(arms[0].now, arms[0].space, arms[0].note)
 
     def _message_of(self, arm: str, line: str) -> None:
         self.message(f"{arm}: {line}")
@@ -135,29 +125,39 @@ class View:
         told, when = "", -math.inf
         while not self._over.wait(PLAIN_EVERY_S):
             with contextlib.suppress(Exception):  # As `Screen` does: no line about a search may end it.
-                now = self._now(opened)[0]
-                note = _note(opened[0])
-                state = ", ".join(filter(None, (states(now), finalists(now), note)))
+                arms = self._arms(opened)
+                state = _line(arms, steady=True)
                 if state != told or time.monotonic() - when > PLAIN_AGAIN_S:
                     told, when = state, time.monotonic()
-                    self.message(", ".join(filter(None, (budget(now), state, "" if note else left(now)))))
+                    self.message(_line(arms))
 
-    def _now(self, opened: Sequence[OpenStudy]) -> list[Standing]:
-        while len(self._last) < len(opened):
-            self._last.append(_Last())
-        return [last.look(each) for each, last in zip(opened, self._last, strict=True)]
+    def _arms(self, opened: Sequence[OpenStudy]) -> list[Arm]:
+        if len(self._watched) < len(opened):
+            names = [name_of(each.study) for each in opened] if len(opened) > 1 else [""]
+            self._watched = [_Watched(*each) for each in zip(opened, names, strict=True)]
+        return [each.look() for each in self._watched]
 
 
-class _Last:
-    """What the storage last said of a study that is driven here."""
+def _line(arms: Sequence[Arm], steady: bool = False) -> str:
+    """Where they stand; `steady` without what changes by itself: hours and the time left."""
+    if len(arms) > 1:
+        return several.line(arms, steady)
+    now, note = arms[0].now, arms[0].note
+    spent, rest = ("", note) if steady else (budget(now), note or left(now))
+    return ", ".join(filter(None, (spent, states(now), finalists(now), rest)))
 
-    def __init__(self) -> None:
+
+class _Watched:
+    """A study that is driven here, and what the storage last said of it."""
+
+    def __init__(self, opened: OpenStudy, name: str) -> None:
+        self._opened, self._name = opened, name
         self._standing: Standing | None = None
         self._read, self._flying = -math.inf, set[int]()
 
-    def look(self, opened: OpenStudy) -> Standing:
+    def look(self) -> Arm:
         """Where the search stands: steps as of now, the rest as the storage said within the last two seconds."""
-        flights = list(opened.flights.values())
+        opened, flights = self._opened, list(self._opened.flights.values())
         news = {
             flight.trial.number: News(
                 step=flight.step, metrics=flight.metrics, spent_s=time.monotonic() - flight.started + flight.before
@@ -168,13 +168,8 @@ class _Last:
             with contextlib.suppress(VqsearchError):  # The storage is away, which the driver tells and waits for.
                 self._standing = standing(opened.study, opened.space, news, opened.hours())
             self._read, self._flying = time.monotonic(), set(news)
-        return (self._standing or Standing(counts={}, total=opened.space.budget.trials)).with_news(news)
-
-
-def _arm(opened: OpenStudy) -> str:
-    """What a study is called among the arms of a comparison."""
-    tie = records.tie(opened.study)
-    return one_line(tie.arm if tie else opened.study.study_name)
+        known = self._standing or Standing(counts={}, total=opened.space.budget.trials)
+        return Arm(name=self._name, now=known.with_news(news), space=opened.space, note=_note(opened))
 
 
 def _note(opened: OpenStudy) -> str:
@@ -182,94 +177,3 @@ def _note(opened: OpenStudy) -> str:
     if opened.draining:
         return "stopping: running trials save a checkpoint"
     return "paused; vqsearch resume goes on" if opened.paused is not None else ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Where a study stands, drawn into a terminal of any width and height.
-
-    Args:
-        now: where it stands.
-        space: what is searched.
-        note: stands in place of the time left.
-        limited: leave out running trials that the terminal has no rows for.
-    """
-
-    now: Standing
-    space: Space
-    note: str = ""
-    limited: bool = True
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._budget(options)
-        yield Text(
-            ", ".join(filter(None, (states(self.now), refused(self.now), finalists(self.now)))) or "no trial yet",
-            style="dim",
-        )
-        if self.now.running:
-            yield from self._running(options)
-        if self.now.best is not None:
-            yield from self._best(options)
-
-    def _budget(self, options: ConsoleOptions) -> Text:
-        words = "  ".join(filter(None, (budget(self.now), self.note or left(self.now))))
-        width = min(options.max_width - len(words) - 2, 30)
-        if width < 5:
-            return Text(words)
-        return Text.assemble(bar(self.now.share, width, options.ascii_only), "  ", words)
-
-    def _running(self, options: ConsoleOptions) -> Iterator[Text]:
-        plain, steps, running = options.ascii_only, self.space.budget.steps, list(self.now.running)
-        if self.limited:
-            running = running[: max(options.size.height - ROWS_BESIDE, 1)]
-        metric = self.space.objective.metric
-        columns = [
-            Column("trial", [str(each.number) for each in running], rank=0),
-            Column("backbone", [each.backbone for each in running], rank=5, left=True),
-            Column("", [bar(each.step / steps, 8, plain) for each in running], rank=6),
-            Column("step", [f"{each.step}/{steps}" for each in running], rank=1),
-            Column(_heading(metric), [_value(metric, each) for each in running], rank=2),
-            Column("images/s", [_rate(each) for each in running], rank=3),
-        ]
-        if any(each.memory_gib is not None for each in running):
-            columns.append(Column("GPU GiB", [units.figure(MEMORY, each.memory_gib) for each in running], rank=4))
-        if any(each.heard is not None for each in running):
-            columns.append(Column("heard of", [_age(each) for each in running], rank=2, left=True))
-        others = [settings({k: v for k, v in each.labels.items() if k != "model.backbone"}) for each in running]
-        yield from table(columns, Column("settings", others, rank=9, left=True), options.max_width, plain)
-        if len(self.now.running) > len(running):
-            yield Text(f"and {len(self.now.running) - len(running)} more", style="dim")
-
-    def _best(self, options: ConsoleOptions) -> Iterator[Text]:
-        best, metric = self.now.best, self.space.objective.metric
-        assert best is not None
-        sign = -1 if self.space.objective.direction == "minimize" else 1
-        words = f"trial {named(best)}: {units.label(metric)} {units.text(metric, best.value)}"
-        line = Text.assemble(("best ", "bold"), words)
-        width = min(options.max_width - line.cell_len - 2, 30)
-        history = self.now.history
-        if width >= 8 and len(history) > 1:
-            line.append(f"  {sparkline([sign * value for value in history], width, options.ascii_only)}", "cyan")
-            came = f"  from {units.figure(metric, history[0])}"
-            if history[0] != history[-1] and line.cell_len + len(came) <= options.max_width:
-                line.append(came, "dim")
-        yield line
-        yield from (Text("     ", "dim").append(part) for part in wrapped(settings(best.params), options.max_width - 5))
-
-
-def _heading(metric: str) -> str:
-    return " ".join(filter(None, (units.label(metric), units.unit(metric))))
-
-
-def _value(metric: str, trial: Running) -> str:
-    return "-" if trial.value_at is None else f"{units.figure(metric, trial.value)} at {trial.value_at}"
-
-
-def _rate(trial: Running) -> str:
-    if trial.images_per_s is None:
-        return "starting" if trial.heard is None else "-"
-    return units.figure("images_per_s", trial.images_per_s)
-
-
-def _age(trial: Running) -> str:
-    return "" if trial.heard is None else f"{duration(max(time.time() - trial.heard, 0.0))} ago"

@@ -1,178 +1,136 @@
-"""Where a study stands, for someone who only looks, on any machine: from its storage alone.
-
-What a driver has in memory is not known here: steps are those of the last checkpoints.
-"""
+"""Where a study stands, or a comparison of several, for someone who only looks: from the storage alone, once or on."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import optuna
 from optuna.storages import BaseStorage
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from search import lease, records, standing
+from search import several
 from search import study as studies
 from search.errors import StorageError
-from search.lease import Holder
+from search.look import Look, head, of_study
 from search.patience import is_away, words
-from search.progress import READ_EVERY_S, Picture
+from search.progress import READ_EVERY_S
 from search.screen import Screen, stamped
-from search.space import Space
-from search.standing import Standing
-from search.units import duration
+from search.several import Arm, Several
+from search.text import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """A study as its storage tells of it.
+class Looks:
+    """The arms of a comparison as their storage tells of them.
 
     Attributes:
-        name: of the study.
-        space: its space.
-        now: where it stands.
-        driver: who drives it, or was the last to; None where nobody does.
-        lives: whether that process runs; None where it has been silent on another machine.
-        stopping: someone asked the driver to stop.
-        spent: the budget is spent, and nothing runs.
-        trials: all, for programs.
+        name: of the comparison.
+        arms: name of an arm -> its study, in the order of the comparison.
         way_on: the command that goes on with it.
         away: what the storage says, while it does not answer; "" else.
     """
 
     name: str
-    space: Space
-    now: Standing
-    driver: Holder | None
-    lives: bool | None
-    stopping: bool
-    spent: bool
-    trials: list[Any]
+    arms: Mapping[str, Look]
     way_on: str
     away: str = ""
 
     @property
     def over(self) -> bool:
         """Whether nothing will happen any more."""
-        return self.spent and self.driver is None
+        return all(look.over for look in self.arms.values())
+
+    @property
+    def spent(self) -> bool:
+        """Whether the budgets of all are spent, and nothing runs."""
+        return all(look.spent for look in self.arms.values())
+
+    @property
+    def driver(self) -> Look | None:
+        """The arm whose driver was heard of last; None where nobody drives any."""
+        driven = [(look.driver.beat, look) for look in self.arms.values() if look.driver is not None]
+        return max(driven, key=lambda each: each[0])[1] if driven else None
 
     @property
     def who(self) -> str:
-        """Who drives it."""
+        """Who drives it; whoever drives single arms is told with them."""
         if self.driver is None:
             return "the budget is spent" if self.spent else "nobody drives it"
-        process = f"process {self.driver.pid} on {self.driver.host}"
-        age = duration(max(time.time() - self.driver.beat, 0.0))
-        if self.lives is None:
-            return f"{process} drives it, or has died: it was heard of {age} ago"
-        return f"driven by {process}, heard of {age} ago"
+        return self.driver.who
 
     @property
-    def note(self) -> str:
-        """What keeps the driver from starting trials."""
-        if self.stopping:
-            return "stopping: running trials save a checkpoint"
-        return "paused; vqsearch resume goes on" if self.driver is not None and self.driver.paused else ""
+    def told(self) -> object:
+        """What is worth a new line once it changes: not hours and ages, which do so by themselves."""
+        return [(look.told, look.now.judged) for look in self.arms.values()], self.away
+
+    def several(self) -> list[Arm]:
+        """The arms, to be shown."""
+        return [
+            Arm(name=one_line(name), now=look.now, space=look.space, note=self._note(look))
+            for name, look in self.arms.items()
+        ]
+
+    def _note(self, look: Look) -> str:
+        of_all = self.driver
+        if look.over or of_all is None or _process(look) == _process(of_all):
+            return look.note
+        return look.who if not look.note else f"{look.note}; {look.who}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(f"{self.name}: {self.who}", style="bold")
-        if self.away:
-            yield Text(f"the storage does not answer; it is waited for: {self.away}", style="yellow")
-        yield Picture(self.now, self.space, self.note, limited=console.is_terminal)
+        yield from head(self.name, self.who, self.away)
+        yield Several(self.several(), limited=console.is_terminal)
         if self.driver is None and not self.spent:
             yield Text(f"go on with: {self.way_on}")
 
     def line(self) -> str:
         """The same in a line."""
-        best = self.now.best
-        metric = self.space.objective.metric
-        leader = "" if best is None else f"best trial {standing.named(best)}: {metric} {best.value:.5g}"
-        state = ", ".join(filter(None, (standing.budget(self.now), standing.states(self.now))))
-        who = "" if self.lives else self.who
-        return "; ".join(filter(None, (state, leader, self.note, who)))
+        who = "" if self.driver is not None and self.driver.lives else self.who
+        return "; ".join(filter(None, (several.line(self.several()), who)))
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs."""
-        driver = self.driver and {
-            "host": self.driver.host,
-            "pid": self.driver.pid,
-            "heard_s": round(max(time.time() - self.driver.beat, 0.0), 1),
-            "lives": self.lives,
-            "paused": self.driver.paused,
-            "stopping": self.stopping,
-        }
+        left_s = several.whole([look.now for look in self.arms.values()]).left_s
         return {
-            "study": self.name,
-            "budget": self.space.source["budget"],
-            "counts": {word: self.now.counts.get(state, 0) for state, word in standing.STATES.items()},
-            "reasons": {standing.STATES[state]: dict(found) for state, found in self.now.causes.items()},
-            "refused": self.now.invalid,
-            "hours": round(self.now.hours, 4),
-            "left_s": None if self.now.left_s is None else round(self.now.left_s, 1),
-            "best": None if self.now.best is None else standing.as_json(self.now.best),
-            "driver": driver,
+            "comparison": self.name,
+            "left_s": None if left_s is None else round(left_s, 1),
             "over": self.over,
-            "trials": [standing.as_json(trial) for trial in self.trials],
+            "arms": [{"arm": name, **look.as_json()} for name, look in self.arms.items()],
         }
 
 
-def look(storage: BaseStorage, name: str | None, way_on: Callable[[str], str]) -> Look:
-    """What a storage tells of a study.
+def _process(look: Look) -> tuple[str, int] | None:
+    return None if look.driver is None else (look.driver.host, look.driver.pid)
+
+
+def look(storage: BaseStorage, name: str | None, way_on: Callable[[str], str]) -> Look | Looks:
+    """What a storage tells of a study, or of the arms of a comparison.
 
     Args:
         storage: where it is.
         name: its name; None where the storage holds just one.
-        way_on: the command that goes on with a study.
+        way_on: the command that goes on with it.
 
     Raises:
         StudyError: no such study.
     """
-    study, space = studies.load(storage, name)
-    holder = lease.last(storage, study.study_name)
-    lives = None if holder is None else lease.lives(holder)
-    driver = None if lives is False else holder
-    return Look(
-        name=study.study_name,
-        space=space,
-        now=_now(study, space, driver),
-        driver=driver,
-        lives=lives,
-        stopping=driver is not None and _is_stopping(storage, study.study_name, driver),
-        spent=_is_spent(study, space),
-        trials=study.get_trials(deepcopy=False),
-        way_on=way_on(study.study_name),
-    )
+    found = studies.expand(storage, [name])
+    if found == [name]:
+        return of_study(storage, name, way_on)
+    known = studies.studies(storage)  # An arm that is just being made is not among them.
+    looks = [of_study(storage, arm, way_on) for arm in found if arm in known]
+    arms = {look.tie.arm: look for look in looks if look.tie is not None}
+    if not arms:  # made this very moment
+        return of_study(storage, name, way_on)
+    comparison = next(look.tie.comparison for look in looks if look.tie is not None)
+    return Looks(name=comparison, arms=arms, way_on=way_on(comparison))
 
 
-def _now(study: optuna.Study, space: Space, driver: Holder | None) -> Standing:
-    now = standing.standing(study, space)
-    if driver is not None:
-        return replace(now, left_s=None) if driver.paused else now
-    cut_off = now.counts.get("RUNNING", 0)  # by a driver that was killed: the next one takes them up
-    counts = {**now.counts, "RUNNING": 0, "WAITING": now.counts.get("WAITING", 0) + cut_off}
-    return replace(now, counts=counts, running=(), left_s=None)
-
-
-def _is_stopping(storage: BaseStorage, name: str, driver: Holder) -> bool:
-    try:
-        attributes = storage.get_study_user_attrs(lease.study_of(storage, name, driver.number))
-    except KeyError:  # given back in between
-        return False
-    return any(each.kind == "stop" and not each.refused for each in records.requests(attributes))
-
-
-def _is_spent(study: optuna.Study, space: Space) -> bool:
-    hours = space.budget.hours
-    return studies.spent(study, space.budget.trials) or (hours is not None and records.hours(study) >= hours)
-
-
-def watch(look: Callable[[], Look], console: Console, every_s: float = READ_EVERY_S) -> None:
+def watch(look: Callable[[], Look | Looks], console: Console, every_s: float = READ_EVERY_S) -> None:
     """Show a study until it is over: a live view in a terminal, elsewhere a line whenever something has changed.
 
     Args:
@@ -192,15 +150,14 @@ def watch(look: Callable[[], Look], console: Console, every_s: float = READ_EVER
         finally:
             console.print(latest)
         return
-    told = None
+    told: object = None
     for each in _looks(latest, look, every_s):
         line = f"the storage does not answer; it is waited for: {each.away}" if each.away else each.line()
-        best = each.now.best and each.now.best.number  # not what changes by itself, such as hours and ages
-        if told != (told := (each.now.counts, best, each.note, each.lives, each.away)):
+        if told != (told := each.told):
             console.print(stamped(console, datetime.now().strftime("%H:%M:%S"), line), soft_wrap=True)
 
 
-def _looks(latest: Look, look: Callable[[], Look], every_s: float) -> Iterator[Look]:
+def _looks(latest: Look | Looks, look: Callable[[], Look | Looks], every_s: float) -> Iterator[Look | Looks]:
     """The study now and after each while, until it is over; the last look again where the storage is away."""
     yield latest
     while not latest.over:

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from search import lease, records, space, study, watch
 from search.cli import cli
-from search.errors import UserError
+from search.errors import StudyError, UserError
 from search.lease import Lease
+from search.look import Look
 from search.storage import open_storage
 from search.study import OpenStudy
 from search.text import PlainConsole
@@ -50,6 +51,40 @@ def driven(tiny_file, tmp_path):
     yield SimpleNamespace(url=url, store=store, opened=opened)
     with contextlib.suppress(KeyError):  # Most tests give it back.
         opened.lease.release()
+
+
+@pytest.fixture
+def compared(tiny_file, tmp_path):
+    """The two arms of the comparison `fair`, driven by this process: a trial is complete in one, one runs in each."""
+    url = f"sqlite:///{tmp_path}/studies.db"
+    store = optuna.storages.get_storage(open_storage(url))
+    arms = {"mamba": "fair-mamba", "attention": "fair-attention"}
+    opened = []
+    for arm, name in arms.items():
+        opened.append(study.create(store, space.load(tiny_file, study=name), str(tmp_path / "out"), 2))
+        tie = records.Tie(comparison="fair", arm=arm, arms=arms, equal={"tokens": (16, 16)})
+        records.set_tie(opened[-1].study, tie)
+    for each, values in zip(opened, ([21.5], []), strict=True):
+        for value in [*values, None]:
+            trial = each.study.ask()
+            trial.suggest_float("optimizer.lr", 1e-3, 1e-3)
+            if value is not None:
+                records.set_seconds(trial, 10.0)
+                each.study.tell(trial, value)
+    yield SimpleNamespace(url=url, store=store, opened=opened)
+    for each in opened:
+        with contextlib.suppress(KeyError):
+            each.lease.release()
+
+
+def end(compared):
+    """Spend the budgets, and give the leases back."""
+    for each in compared.opened:
+        for trial in each.study.get_trials(states=(TrialState.RUNNING,)):
+            each.study.tell(trial.number, 20.0)
+        while len(each.study.trials) < 4:
+            each.study.tell(each.study.ask(), 20.0)
+        each.lease.release()
 
 
 def look(driven):
@@ -228,3 +263,109 @@ def test_a_lease_that_is_taken_anew_is_the_last(driven):
     assert lease.last(driven.store, "tiny").pid == os.getpid()
     again.release()
     assert lease.last(driven.store, "tiny") is None
+
+
+@pytest.mark.parametrize("name", [None, "fair"])
+def test_the_arms_of_a_comparison_are_shown_together(compared, name):
+    console = PlainConsole()
+    console.file, console.width = io.StringIO(), 100
+    console.print(watch.look(compared.store, name, str))
+    shown = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert re.fullmatch(rf"fair: driven by process {os.getpid()} on {os.uname().nodename}, heard of \d s ago", shown[0])
+    assert "  1 of 8 trials  about " in shown[1]
+    assert shown[2] == "1 complete, 2 running"
+    assert [line.split() for line in shown[3:6]] == [
+        ["arm", "trials", "best", "PSNR"],
+        ["mamba", "━━──────", "1/4", "21.50", "dB"],
+        ["attention", "────────", "0/4", "-"],
+    ]
+    assert [line.split()[:2] for line in shown[6:]] == [["arm", "trial"], ["mamba", "1"], ["attention", "0"]]
+
+
+def test_an_arm_alone_is_shown_as_any_study(compared):
+    assert watch.look(compared.store, "fair-mamba", str).name == "fair-mamba"
+    assert isinstance(watch.look(compared.store, "fair-mamba", str), Look)
+
+
+def test_beside_another_study_a_comparison_is_asked_for_by_its_name(compared, tiny_file, tmp_path):
+    study.create(compared.store, space.load(tiny_file), str(tmp_path / "out"), 2).lease.release()
+    with pytest.raises(StudyError, match="--study is needed"):
+        watch.look(compared.store, None, str)
+    assert watch.look(compared.store, "fair", str).name == "fair"
+    with pytest.raises(StudyError, match="fairest: no such study in the storage"):
+        watch.look(compared.store, "fairest", str)
+
+
+def test_a_comparison_that_nobody_drives_says_how_it_goes_on(compared):
+    for each in compared.opened:
+        each.lease.release()
+    console = Console(file=io.StringIO(), width=100)
+    console.print(watch.look(compared.store, "fair", lambda name: f"vqsearch resume --study {name}"))
+    shown = console.file.getvalue().splitlines()
+    assert shown[0] == "fair: nobody drives it"
+    assert "left" not in shown[1]
+    assert shown[-1] == "go on with: vqsearch resume --study fair"
+
+
+def test_an_arm_that_nobody_drives_is_told_beside_it(compared):
+    compared.opened[0].lease.release()
+    console = Console(file=io.StringIO(), width=120)
+    console.print(watch.look(compared.store, "fair", str))
+    shown = console.file.getvalue().splitlines()
+    assert shown[0].startswith(f"fair: driven by process {os.getpid()}")
+    assert [line.endswith("nobody drives it") for line in shown[4:6]] == [True, False]
+
+
+def test_a_comparison_as_json_has_the_json_of_its_arms(compared, capsys):
+    cli.main(["status", "--json", "--study", "fair", "--storage", compared.url], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["comparison"], told["over"]) == ("fair", False)
+    assert [(each["arm"], each["study"]) for each in told["arms"]] == [
+        ("mamba", "fair-mamba"),
+        ("attention", "fair-attention"),
+    ]
+    assert 0 < told["left_s"] <= (40 + 40 - 10) / 2  # seven trials of 10 s, two of which run
+    assert told["arms"][0]["best"]["value"] == 21.5
+
+
+def test_watch_tells_of_a_comparison_when_an_arm_has_changed_and_ends_with_all(compared):
+    seen = 0
+
+    def each():
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            end(compared)
+        return watch.look(compared.store, None, str)
+
+    console = Console(file=io.StringIO(), width=200)
+    watch.watch(each, console, every_s=0.01)
+    said = [re.sub(r", about [^;]*", "", line[9:]) for line in console.file.getvalue().splitlines()]
+    assert said == [
+        "1 of 8 trials, 1 complete, 2 running; mamba 1/4, PSNR 21.50 dB; attention 0/4",
+        "8 of 8 trials, 8 complete; mamba 4/4, PSNR 21.50 dB; attention 4/4, PSNR 20.00 dB; the budget is spent",
+    ]
+
+
+def test_watch_leaves_the_last_picture_of_a_comparison(compared):
+    end(compared)
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    watch.watch(lambda: watch.look(compared.store, None, str), console, every_s=0.01)
+    assert "fair: the budget is spent" in console.file.getvalue()
+    assert console.file.getvalue().splitlines()[-1].startswith("attention  ━━━━━━━━     4/4")
+
+
+def test_a_study_whose_finalists_wait_is_not_over(driven):
+    changed = study.operational(driven.opened.space, {"finalists.top": 1, "finalists.seeds": 2})
+    records.set_space(driven.opened.study, changed.source)
+    finish(driven)
+    assert not look(driven).over
+    assert lines(driven)[0] == "tiny: nobody drives it"
+    assert lines(driven)[-1] == "go on with: vqsearch resume --study tiny"
+    for seed in (1, 2):
+        judge = records.finalist_attrs(records.Finalist(of=2, seed=seed))
+        driven.opened.study.enqueue_trial({}, user_attrs=judge, skip_if_exists=False)
+    assert not look(driven).over
+    for _ in range(2):
+        driven.opened.study.tell(driven.opened.study.ask(), 24.0)
+    assert look(driven).over
