@@ -18,6 +18,8 @@ from search.text import printable
 SPLITS = {"train": "training"}
 """Splits whose images are called otherwise."""
 
+PLUMBING = "A few bundled photographs show that everything works together; they rank nothing."
+
 WINS = {"minimize": "lowest", "maximize": "highest"}
 
 
@@ -72,7 +74,7 @@ def won(findings: Findings) -> list[str]:
         chosen = "The values are of the validation images by which trials were chosen: the winner's is optimistic."
         lines.append(f"Every trial was {once}. {chosen}")
     if findings.space.base.data.source == "photographs":
-        lines.append("A few bundled photographs show that everything works together; they rank nothing.")
+        lines.append(PLUMBING)
     return lines
 
 

@@ -134,6 +134,7 @@ def dashboard(
     cls=Command,
     epilog="vqsearch report --study demo --to report.html\n"
     "vqsearch report --study mamba --study attention --to report.html\n"
+    "vqsearch report --study fair --to report.html\n"
     "vqsearch report --study demo --to report.md\n"
     "vqsearch report --study demo --to paper/",
 )
@@ -143,7 +144,8 @@ def dashboard(
     "names",
     multiple=True,
     metavar="NAME",
-    help="The study; needed where the storage holds several. Give it again to compare studies.",
+    help="A study, or a comparison for all of its arms; needed where the storage holds several studies. Give it again "
+    "to compare studies.",
 )
 @click.option(
     "--to",
@@ -153,13 +155,19 @@ def dashboard(
     help="A page (.html), Markdown with its pictures (.md), or a folder with table, figures and methods of a paper.",
 )
 def report(storage: str | None, names: tuple[str, ...], target: str) -> None:
-    """Write down what was searched, what won, by how much, what it cost, and how to repeat it."""
+    """Write down what was searched, what won, by how much, what it cost, and how to repeat it.
+
+    \b
+    Of a comparison: which arm won, with intervals and ties, what was held
+    equal, and what that does not show.
+    """
     from search import findings, study
     from search import report as reporting
     from search.storage import open_storage
 
     url = storage_url(storage)
     store = open_storage(url, create=False)
-    found = [findings.read(*study.load(store, name), url) for name in names or (None,)]
+    loaded = [study.load(store, name) for name in study.expand(store, names or (None,))]
+    found = [findings.read(*each, url) for each in loaded]
     for line in reporting.write(found, target):
         click.echo(line)

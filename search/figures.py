@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,9 @@ from PIL import Image
 
 from search import units
 from search.findings import Findings, Trial, front
+from search.ranking import Ranking
 from search.text import printable
+from search.verdict import Contender
 
 WIDTH = 3.3
 """Inches: a column of most two-column layouts."""
@@ -203,6 +205,50 @@ def importances(findings: Findings) -> Figure | None:
         axes.set_xlim(0, max(100 * share for _, share in shares) * 1.12)
         axes.set_xlabel("share of variance (%)")
         axes.tick_params(left=False)
+        return figure
+
+
+def arms(ranking: Ranking) -> Figure | None:
+    """The mean of each ranked arm on the test split with its interval, and single seeds as open circles."""
+    lines = [(each.name, each.representative) for each in ranking.ranked]
+    return _forest(lines, ranking.metric, {each.name for each in ranking.tied})
+
+
+def finalists(findings: Findings) -> Figure | None:
+    """The same of each setting among a study's finalists."""
+    judged = findings.verdict
+    if judged is None:
+        return None
+    named = {each.of: f"trial {each.of}{' (baseline)' if each.baseline else ''}" for each in judged.contenders}
+    lines = [(named[each.of], each) for each in judged.contenders]
+    return _forest(lines, judged.metric, {named[each.of] for each in judged.tied})
+
+
+def _forest(lines: Sequence[tuple[str, Contender]], metric: str, tied: Collection[str]) -> Figure | None:
+    """Means with their intervals, the first line on top; what ties with it is open."""
+    if not lines:
+        return None
+    with _axes(height=0.75 + 0.24 * len(lines)) as (figure, axes):
+        for place, (name, each) in enumerate(lines):
+            found = each.means[metric]
+            height = len(lines) - 1 - place
+            seeds = each.values[metric].mean(axis=1)
+            axes.plot(seeds, [height - 0.22] * len(seeds), "o", color=GRAY, mfc="none", ms=2.5, mew=0.6)
+            half = found.high - found.value if math.isfinite(found.error) else 0.0
+            fill = "white" if name in tied else BLUE
+            axes.errorbar(found.value, height, xerr=half, fmt="s", color=BLUE, mfc=fill, ms=4, capsize=2.5, lw=1.0)
+        axes.set_yticks(range(len(lines)), labels=[printable(name) for name, _ in lines[::-1]])
+        axes.set_ylim(-0.6, len(lines) - 0.6)
+        axes.tick_params(left=False)
+        axes.set_xlabel(f"test {axis(metric)}")
+        _legend(
+            figure,
+            [
+                _entry("mean", marker="s", color=BLUE, lw=1.0, ms=4),
+                _entry("single seeds", marker="o", color=GRAY, mfc="none", lw=0, ms=2.5, mew=0.6),
+                *([_entry("ties with the best", marker="s", color=BLUE, mfc="white", lw=1.0, ms=4)] if tied else []),
+            ],
+        )
         return figure
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search import records, retention, verdict, yaml12
+from search import ranking, records, retention, verdict, yaml12
 from search.errors import UserError
+from search.ranking import Arm, Ranking
 from search.sampling import Searched
 from search.space import Space
 from search.standing import is_metric
@@ -129,6 +130,7 @@ class Findings:
         over: the budget is spent and nothing runs.
         verdict: what its finalists came to; None where there are none.
         tie: which arm of which comparison it is; None where it stands alone.
+        arm: the same as it is ranked among the others.
     """
 
     study: str
@@ -148,6 +150,7 @@ class Findings:
     over: bool
     verdict: Verdict | None = None
     tie: records.Tie | None = None
+    arm: Arm | None = None
 
     @property
     def metric(self) -> str:
@@ -213,6 +216,7 @@ def read(study: optuna.Study, space: Space, url: str) -> Findings:
     trials = [_trial(each, space) for each in frozen]
     found, why = importances(study, space)
     counted = sum(records.counts(each) for each in frozen)
+    judged, tie = verdict.judge(study, space), records.tie(study)
     return Findings(
         study=study.study_name,
         space=space,
@@ -229,8 +233,9 @@ def read(study: optuna.Study, space: Space, url: str) -> Findings:
         importances=found,
         why_no_importances=why,
         over=counted >= space.budget.trials and all(each.state != TrialState.RUNNING for each in frozen),
-        verdict=verdict.judge(study, space),
-        tie=records.tie(study),
+        verdict=judged,
+        tie=tie,
+        arm=ranking.arm(study, space, judged) if tie else None,
     )
 
 
@@ -249,6 +254,12 @@ def comparable(findings: Sequence[Findings]) -> None:
                 f"--study {other.study}: its objective is {other.space.objective.direction} {other.metric}, that of "
                 f"{first.study} is {first.space.objective.direction} {first.metric}; expected studies of one objective"
             )
+
+
+def ranked(found: Sequence[Findings]) -> Ranking | None:
+    """What the arms of a comparison came to; None where studies are not all arms of one, or there is but one."""
+    tie = ranking.same([each.tie for each in found])
+    return ranking.among(tie, [each.arm for each in found if each.arm]) if tie and len(found) > 1 else None
 
 
 def differences(findings: Sequence[Findings]) -> dict[str, list[Any]]:

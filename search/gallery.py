@@ -20,12 +20,14 @@ CAPTIONS = {
     "rungs": "The objective of each trial at the steps at which trials were compared, and at the last one.",
     "pareto": "Quality against entropy-coded size of the complete trials; filled: no other one is better in both.",
     "importances": "How much of the objective's variance over the complete trials each setting explains (fANOVA).",
+    "finalists": "Means of the finalists on the test split with their 95% intervals over seeds and images; circles "
+    "are single seeds, open squares tie with the best.",
     "reconstructions": "Held-out images above what the trials make of them.",
     "worst": "The held-out images with the largest error of the winner, the worst first, above what it makes of them.",
 }
 """What a figure shows, by the first word of its name."""
 
-OF_ONE = ("importances", "reconstructions", "worst")
+OF_ONE = ("importances", "finalists", "reconstructions", "worst")
 """Those that show one study alone."""
 
 
@@ -40,6 +42,8 @@ def draw(found: Sequence[Findings], load_picture: LoadPicture) -> Iterator[tuple
     for place, each in enumerate(found, 1):
         of = f"_{place}" if place > 1 else ""
         yield f"importances{of}", figures.importances(each)
+        if each.verdict is not None:  # most studies have none, and say no word about it
+            yield f"finalists{of}", figures.finalists(each)
         resolution = each.space.base.data.resolution
         yield f"reconstructions{of}", figures.reconstructions(_sheets(each, load_picture), resolution)
         yield f"worst{of}", figures.reconstructions(_worst(each, load_picture), resolution)

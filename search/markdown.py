@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from search import answer, figures, gallery, methods, publish, tables
-from search.findings import Findings
+from search import answer, contest, disagreement, figures, gallery, methods, publish, tables
+from search.findings import Findings, ranked
 from search.gallery import LoadPicture
+from search.ranking import Ranking
 from search.tables import Column
 from search.text import printable
 
@@ -38,33 +39,101 @@ def write(found: Sequence[Findings], file: Path, load_picture: LoadPicture) -> l
     drawn = dict(gallery.draw(found, load_picture))
     pictures = {name: figures.png(figure) for name, figure in drawn.items() if figure is not None}
     missing = [f"no {name}.png: {gallery.why_not(found, name)}" for name in drawn if name not in pictures]
+    ranking = ranked(found)
+    compared, captions, why = disagreement.draw(found, ranking, load_picture) if ranking else ({}, {}, "")
+    missing += [f"no pictures of the arms side by side: {why}"] if why else []
+    pictures |= {name: figures.png(figure) for name, figure in compared.items()}
     publish.write_folder(folder, {f"{name}.png": png for name, png in pictures.items()})
-    publish.write_file(file, text(found, folder.name, list(pictures)).encode())
+    publish.write_file(file, text(found, folder.name, list(pictures), captions).encode())
     return [f"{printable(str(file))}, with {answer.count(len(pictures), 'picture')} in {folder.name}", *missing]
 
 
-def text(found: Sequence[Findings], folder: str, pictures: Sequence[str]) -> str:
+def text(
+    found: Sequence[Findings], folder: str, pictures: Sequence[str], captions: Mapping[str, str] | None = None
+) -> str:
     """The report.
 
     Args:
         found: what each study found.
         folder: of the pictures, relative to the report.
         pictures: names of those that there are.
+        captions: of those of a comparison, by their names: what they show.
     """
-    several = len(found) > 1
-    lines = [publish.MARK, f"# {_escaped(answer.listed([each.study for each in found]))}: what the search found", ""]
+    several, ranking = len(found) > 1, ranked(found)
+    about = "which arm won" if ranking else "what the search found"
+    whose = ranking.tie.comparison if ranking else answer.listed([each.study for each in found])
+    lines = [publish.MARK, f"# {_escaped(whose)}: {about}", ""]
+    lines += _contest(found, ranking, folder, captions or {}) if ranking else []
     lines += [f"{_escaped(line)}\n" for line in answer.compared(found)]
     for each in found:
         lines += [f"## {_escaped(each.study)}", ""] if several else []
         lines += [_escaped(answer.searched(each)), "", *_bullets([*answer.won(each), *answer.cost(each)])]
+    judged = [each for each in found if each.verdict]
+    for each in judged:
+        of = f" of {_escaped(each.study)}" if several else ""
+        shown = _columns(contest.contenders(each))
+        lines += [f"## Finalists{of}", "", *shown, *_columns(contest.contender_settings(each)), contest.HALF, ""]
+    if judged and not ranking:
+        lines += ["## Finalists seed by seed", "", *_columns(contest.seeds(found))]
     lines += ["## Best trials", "", *_table(found)]
-    lines += ["## Figures", "", *_figures(found, folder, pictures)]
+    own = [name for name in pictures if name not in (captions or {})]
+    lines += ["## Figures", "", *_figures(found, folder, own)]
     for each in found:
         of = f" of {_escaped(each.study)}" if several else ""
         lines += [f"## Failures{of}", "", *_failures(each)]
         lines += [f"## Methods{of}", "", *_methods(each)]
         lines += [f"## To repeat the search{of}", "", *_repeat(each)]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _contest(found: Sequence[Findings], ranking: Ranking, folder: str, captions: Mapping[str, str]) -> list[str]:
+    """Which arm won, by what, and what that does not show."""
+    shown = [
+        line
+        for name, caption in captions.items()
+        for line in (f"![{name}]({quote(f'{folder}/{name}.png')})", "", f"*{_escaped(caption)}*", "")
+    ]
+    equal = [f"{term}: {text}" for term, text in contest.equalities(found, ranking) if text]
+    return [
+        *_bullets(contest.said(ranking)),
+        "## The arms",
+        "",
+        *_columns(contest.arms(ranking)),
+        f"Bold: the best on the test split and what ties with it. {contest.HALF} {contest.DROP}",
+        "",
+        *_columns(contest.arm_settings(ranking)),
+        "## Every pair of arms",
+        "",
+        *(_columns(contest.pairs(ranking)) or ["Fewer than two arms are ranked.", ""]),
+        "## What was held equal",
+        "",
+        *_bullets(equal),
+        "## What this does not show",
+        "",
+        *_bullets(contest.caveats(found, ranking)),
+        "## The arms in pictures",
+        "",
+        *(shown or ["There are none.", ""]),
+        "## Every finalist seed by seed",
+        "",
+        *(_columns(contest.seeds(found)) or ["None has a value on the test split.", ""]),
+        "## The searches",
+        "",
+    ]
+
+
+def _columns(columns: Sequence[Column]) -> list[str]:
+    """A table; nothing where it has no rows."""
+    if not columns or not columns[0].cells:
+        return []
+    lines = [
+        _row([_heading(column) for column in columns]),
+        _row(["---:" if column.numeric and place else "---" for place, column in enumerate(columns)]),
+    ]
+    for row in range(len(columns[0].cells)):
+        cells = [(_inline(column.cells[row]), row in column.best) for column in columns]
+        lines.append(_row([f"**{cell}**" if bold else cell for cell, bold in cells]))
+    return [*lines, ""]
 
 
 def _bullets(sentences: Sequence[str]) -> list[str]:
@@ -75,15 +144,8 @@ def _table(found: Sequence[Findings]) -> list[str]:
     chosen = tables.rows(found)
     if not chosen:
         return ["No trial that keeps the limits is complete.", ""]
-    lines = []
-    for columns in (tables.measured(chosen), tables.settings(chosen)):
-        whole = [*tables.names(chosen), *columns]
-        lines.append(_row([_heading(column) for column in whole]))
-        lines.append(_row(["---", *["---:"] * (len(whole) - 1)]))
-        for row in range(len(chosen)):
-            cells = [_inline(column.cells[row]) for column in whole]
-            lines.append(_row([f"**{c}**" if row in w.best else c for c, w in zip(cells, whole, strict=True)]))
-        lines.append("")
+    named = tables.names(chosen)
+    lines = [*_columns([*named, *tables.measured(chosen)]), *_columns([*named, *tables.settings(chosen)])]
     return [*lines, "Bold: best of a column. Arrows point to the better values.", ""]
 
 

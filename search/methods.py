@@ -11,8 +11,11 @@ from search import answer, units
 from search.answer import count, listed
 from search.findings import Findings
 from search.parameters import Parameter
+from search.ranking import Ranking
 from search.standing import shown
+from search.statistics import REPLICATES
 from search.text import printable
+from search.verdict import CONFIDENCE
 from vqvae import duplicates, metrics, robustness
 from vqvae.config import TrainConfig
 from vqvae.photographs import PHOTOGRAPHS
@@ -22,12 +25,16 @@ REFERENCES = {
     "Golovin et al. 2017": "Google Vizier: A Service for Black-Box Optimization. KDD 2017.",
     "Hansen and Ostermeier 2001": "Completely Derandomized Self-Adaptation in Evolution Strategies. Evolutionary "
     "Computation 9(2), 2001.",
+    "Hesterberg 2015": "What Teachers Should Know About the Bootstrap. The American Statistician 69(4), 2015.",
     "Heusel et al. 2017": "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium. NeurIPS "
     "2017. arXiv 1706.08500.",
     "Hutter et al. 2014": "An Efficient Approach for Assessing Hyperparameter Importance. ICML 2014.",
     "Li et al. 2020": "A System for Massively Parallel Hyperparameter Tuning. MLSys 2020. arXiv 1810.05934.",
     "Owen 1998": "Scrambling Sobol' and Niederreiter-Xing Points. Journal of Complexity 14(4), 1998.",
+    "Owen 2007": "The Pigeonhole Bootstrap. Annals of Applied Statistics 1(2), 2007.",
     "Qiu et al. 2025": "Robust Latent Matters. 2025. arXiv 2503.08354.",
+    "Satterthwaite 1946": "An Approximate Distribution of Estimates of Variance Components. Biometrics Bulletin 2(6), "
+    "1946.",
     "Wang et al. 2004": "Image Quality Assessment: From Error Visibility to Structural Similarity. IEEE "
     "Transactions on Image Processing 13(4), 2004.",
     "Zhang et al. 2018": "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric. CVPR 2018. arXiv "
@@ -46,10 +53,47 @@ def paragraphs(findings: Findings) -> list[tuple[str, str]]:
         "Images": _images(findings),
         "Evaluation": _evaluation(findings),
         "Seeds": _seeds(findings),
+        "Finalists": _finalists(findings),
         "Trials that did not complete": _failures(findings),
         "Software": _software(findings),
     }
     return [(heading, printable(" ".join(lines))) for heading, lines in about.items() if lines]
+
+
+def comparison(found: Sequence[Findings], ranking: Ranking) -> list[tuple[str, str]]:
+    """The methods of a comparison: what a paragraph is about, and its text."""
+    space, names = found[0].space, [each.name for each in ranking.arms]
+    equal = [f"{units.label(name)} ({extent(name, *ends)})" for name, ends in ranking.tie.equal.items()]
+    free = [units.label(name) for name in ranking.tie.free]
+    about = {
+        "Arms": [
+            f"We compared {count(len(names), 'arm')}: {listed(names)}.",
+            "Each was a search of its own with the same sampler, pruner, seed and budget of "
+            f"{count(space.budget.trials, 'trial')} of {count(space.budget.steps, 'optimizer step')}; the arms ran "
+            "interleaved.",
+        ],
+        "Held equal": [
+            *([f"Before anything ran, equal in all models of all arms were: {listed(equal)}."] if equal else []),
+            f"All saw the same {space.budget.steps * space.base.batch_size:,} training images when trained to their "
+            "end, and were measured on the same held-out images.",
+            *([f"Free to differ were: {listed(free)}."] if free else []),
+        ],
+        "What stands for an arm": [
+            "Of the finalists of an arm the one with the best mean objective on the validation images over its fresh "
+            "seeds stands for it; arms are ordered by its mean on the test split, which chose nothing.",
+        ],
+        "Differences": [
+            "Differences between arms are paired by image; an interval that contains zero is called a tie.",
+            f"There are {len(ranking.differences)} of them; intervals are not corrected for that unless said "
+            "(Bonferroni).",
+        ],
+    }
+    return [(heading, printable(" ".join(lines))) for heading, lines in about.items()]
+
+
+def extent(name: str, least: float, most: float) -> str:
+    """What a quantity was in all models: one number, or from where to where it went."""
+    return units.text(name, most) if least == most else f"{units.figure(name, least)} to {units.text(name, most)}"
 
 
 def references(texts: Sequence[str]) -> list[str]:
@@ -247,11 +291,30 @@ def _definitions(base: TrainConfig) -> dict[str, str]:
 
 def _seeds(findings: Findings) -> list[str]:
     seed = findings.space.seed
+    first = "In the search each" if findings.verdict else "Each"
     return [
-        f"Each setting was trained once, with seed {seed} for the weights, the order of the images and their "
+        f"{first} setting was trained once, with seed {seed} for the weights, the order of the images and their "
         f"augmentation in all trials; the sampler's seed was {seed} too.",
         "So differences between trials include those between seeds, which the search did not measure, and the value of "
         "the chosen trial is biased towards the better, since the same validation images chose it.",
+    ]
+
+
+def _finalists(findings: Findings) -> list[str]:
+    """How the best settings were judged; nothing where they were not."""
+    judged = findings.verdict
+    if judged is None:
+        return []
+    used = sorted({seed for each in judged.contenders for seed in each.seeds})
+    images = f" and {judged.images:,} images" if judged.images else ""
+    times = count(len(judged.openings), "time")
+    return [
+        f"When the search was over, {count(len(judged.contenders), 'setting')} trained again from scratch at the full "
+        f"budget, never stopped early, each with the seeds {listed([str(seed) for seed in used])}, which the search "
+        f"had not used, and were measured on the test split, which was opened {times}.",
+        f"Intervals are of {CONFIDENCE:.0%}: the standard error is of a bootstrap of {REPLICATES:,} replicates that "
+        f"resamples seeds{images} independently (Owen 2007), the quantile that of Student's t with the degrees of "
+        "freedom of Satterthwaite 1946, since percentiles are too narrow with few seeds (Hesterberg 2015).",
     ]
 
 

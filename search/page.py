@@ -21,9 +21,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from search import answer, charts, landscape, overview, records, strips
+from search import answer, charts, contest, disagreement, findings, forest, landscape, overview, records, strips, units
 from search.charts import Chart
+from search.disagreement import Group
 from search.findings import Findings, Trial
+from search.ranking import Ranking
 from search.text import printable
 
 LoadPicture = Callable[[Findings, records.Picture], bytes | None]
@@ -70,6 +72,7 @@ class Study:
         pair: charts over the two settings that mattered most.
         slices: the objective over each parameter.
         fronts: quality against what it costs.
+        finalists: charts of its finalists.
         compared: strips of best, runner-up and baselines.
         by_rung: strips of the best trial at each of its evaluations.
         sheets: the same as whole sheets, where they can't be put side by side.
@@ -84,6 +87,7 @@ class Study:
     pair: Sequence[Chart]
     slices: Sequence[Chart]
     fronts: Sequence[Chart]
+    finalists: Sequence[Chart]
     compared: Sequence[Sequence[strips.Picture]]
     by_rung: Sequence[Sequence[strips.Picture]]
     sheets: Sequence[strips.Picture]
@@ -93,7 +97,24 @@ class Study:
     @property
     def charts(self) -> list[Chart]:
         """All of its charts."""
-        return [*self.progress, *self.mattered, *self.pair, *self.slices, *self.fronts]
+        return [*self.progress, *self.mattered, *self.pair, *self.slices, *self.fronts, *self.finalists]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """What the page shows of a comparison.
+
+    Attributes:
+        of: what it came to.
+        charts: its forest plots.
+        groups: test images, and for each a strip of the originals and of every arm.
+        no_pictures: why there are none; "" where there are.
+    """
+
+    of: Ranking
+    charts: Sequence[Chart]
+    groups: Sequence[tuple[Group, Sequence[Sequence[strips.Picture]]]]
+    no_pictures: str
 
 
 def write(found: Sequence[Findings], file: Path, load_picture: LoadPicture) -> list[str]:
@@ -132,11 +153,12 @@ def render(found: Sequence[Findings], load_picture: LoadPicture, now: datetime) 
 
     studies = [_study(of, f"s{index}", load_picture) for index, of in enumerate(found)]
     together = charts.fronts(found) if len(found) > 1 else []
+    contested = _contest(found, load_picture)
     plotly, own = get_plotlyjs(), (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     data = {
         "template": TEMPLATE,
         "charts": {f"{s.key}-{c.name}": _chart(c, s.of.study) for s in studies for c in s.charts}
-        | {f"all-{c.name}": _chart(c, found[0].study) for c in together},
+        | {f"all-{c.name}": _chart(c, found[0].study) for c in [*together, *(contested.charts if contested else [])]},
         "hover": {s.of.study: [charts.hover(trial, s.of) for trial in s.of.trials] for s in studies},
         "trials": {s.key: overview.everything(s.of) for s in studies},
     }
@@ -152,8 +174,11 @@ def render(found: Sequence[Findings], load_picture: LoadPicture, now: datetime) 
         studies=studies,
         found=found,
         together=together,
+        contested=contested,
         now=now,
         answer=answer,
+        contest=contest,
+        units=units,
         overview=overview,
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         scripts=[Markup(plotly), Markup(own)],
@@ -177,7 +202,22 @@ def _study(of: Findings, key: str, load_picture: LoadPicture) -> Study:
         pair=landscape.pair(of),
         slices=landscape.slices(of) if has_best else [],
         fronts=charts.fronts([of]),
+        finalists=forest.of_contenders(of),
         **_pictures(of, load_picture),
+    )
+
+
+def _contest(found: Sequence[Findings], load_picture: LoadPicture) -> Contest | None:
+    ranking = findings.ranked(found)
+    if ranking is None:
+        return None
+    groups, missing = disagreement.groups(found, ranking, load_picture)
+    side = found[0].space.base.data.resolution
+    return Contest(
+        of=ranking,
+        charts=forest.of_arms(ranking),
+        groups=[(group, strips.strips(group.sheets, side)) for group in groups],
+        no_pictures=missing,
     )
 
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from search import answer, figures, gallery, methods, publish, tables, units
-from search.findings import Findings
+from search import answer, contest, disagreement, figures, gallery, methods, publish, tables, units
+from search.findings import Findings, ranked
 from search.gallery import LoadPicture
+from search.ranking import Ranking
 from search.tables import Column
 from search.text import printable
 
@@ -24,6 +25,9 @@ LINE = 110
 
 def write(found: Sequence[Findings], folder: Path, load_picture: LoadPicture) -> list[str]:
     """Write table.tex, table.csv, figure_*.pdf and methods.txt; figures that would be empty are left out.
+
+    The tables are of the best trials; of a comparison they are of its arms, and its trials are in trials.tex and
+    trials.csv. Finalists are in finalists.tex and, seed by seed, in finalists.csv.
 
     Args:
         found: what each study found; the first one leads.
@@ -38,18 +42,51 @@ def write(found: Sequence[Findings], folder: Path, load_picture: LoadPicture) ->
         OSError: it can't be written.
     """
     publish.check_folder(folder)
+    ranking = ranked(found)
     drawn = dict(gallery.draw(found, load_picture))
+    compared, _, why = disagreement.draw(found, ranking, load_picture) if ranking else ({}, {}, "")
+    trials = "trials" if ranking else "table"
+    judged = [each for each in found if each.verdict]
     files = {
-        "table.tex": table_tex(found).encode(),
-        "table.csv": table_csv(found).encode(),
+        f"{trials}.tex": table_tex(found).encode(),
+        f"{trials}.csv": table_csv(found).encode(),
         "methods.txt": methods_text(found).encode(),
-        **{f"figure_{name}.pdf": figures.pdf(figure) for name, figure in drawn.items() if figure is not None},
+        **({"table.tex": arms_tex(found, ranking).encode()} if ranking else {}),
+        **({"table.csv": arms_csv(ranking).encode()} if ranking else {}),
+        **({"finalists.tex": "\n".join(map(finalists_tex, judged)).encode()} if judged else {}),
+        **({"finalists.csv": finalists_csv(judged).encode()} if judged else {}),
+        **{f"figure_{name}.pdf": figures.pdf(figure) for name, figure in (drawn | compared).items() if figure},
     }
     publish.write_folder(folder, files)
     lines = [f"{printable(str(folder))}: {', '.join(sorted(files))}"]
+    lines += [f"no pictures of the arms side by side: {why}"] if why else []
     return lines + [
         f"no figure_{name}.pdf: {gallery.why_not(found, name)}" for name, figure in drawn.items() if not figure
     ]
+
+
+def arms_tex(found: Sequence[Findings], ranking: Ranking) -> str:
+    """The arms of a comparison and the setting that stands for each, as a table* of booktabs."""
+    first = found[0]
+    columns, settings = contest.arms(ranking), contest.arm_settings(ranking)
+    blocks = [*_blocks(columns[:1], columns[1:]), *_blocks(settings[:1], settings[1:])]
+    caption = (
+        f"The arms of {ranking.tie.comparison}, each with the setting that validation chose among its finalists, on "
+        f"the test split after {first.space.budget.steps:,} optimizer steps on {answer.data(first)}. {contest.HALF} "
+        "Bold: the best and what ties with it. Intervals are not corrected for their number."
+    )
+    return _table(blocks, (), caption, ranking.tie.comparison)
+
+
+def finalists_tex(found: Findings) -> str:
+    """The settings among a study's finalists, as a table* of booktabs."""
+    columns, settings = contest.contenders(found), contest.contender_settings(found)
+    blocks = [*_blocks(columns[:1], columns[1:]), *_blocks(settings[:1], settings[1:])]
+    caption = (
+        f"The finalists of {found.study}, trained again on fresh seeds and judged on the test split. {contest.HALF} "
+        "Bold: the best and what ties with it."
+    )
+    return _table(blocks, (), caption, f"{found.study}-finalists")
 
 
 def table_tex(found: Sequence[Findings]) -> str:
@@ -59,7 +96,6 @@ def table_tex(found: Sequence[Findings]) -> str:
     names, quantities, settings = tables.names(chosen), tables.measured(chosen), tables.settings(chosen)
     blocks = [*_blocks(names, quantities), *_blocks(names, settings)]
     breaks = [row for row in range(1, len(chosen)) if chosen[row][0] is not chosen[row - 1][0]]
-    tabulars = "\n\n\\medskip\n\n".join(_tabular(block, breaks) for block in blocks)
     studies = answer.listed([each.study for each in found])
     steps = answer.listed(list(dict.fromkeys(f"{each.space.budget.steps:,}" for each in found)))
     caption = (
@@ -67,10 +103,16 @@ def table_tex(found: Sequence[Findings]) -> str:
         f"optimizer steps on {answer.data(first)}; measured on the validation images, each trained once. Bold: best of "
         "a column."
     )
+    return _table(blocks, breaks, caption, first.study)
+
+
+def _table(blocks: Sequence[Sequence[Column]], breaks: Sequence[int], caption: str, label: str) -> str:
+    """Blocks of columns below one another; breaks are rows before which there is some space."""
+    tabulars = "\n\n\\medskip\n\n".join(_tabular(block, breaks) for block in blocks)
     return (
         "% Needs \\usepackage{booktabs}.\n"
         "\\begin{table*}\n  \\centering\n  \\footnotesize\n  \\setlength{\\tabcolsep}{3pt}\n"
-        f"  \\caption{{{tex(caption)}}}\n  \\label{{tab:{re.sub('[^A-Za-z0-9.-]', '-', first.study)}}}\n  \\medskip\n"
+        f"  \\caption{{{tex(caption)}}}\n  \\label{{tab:{re.sub('[^A-Za-z0-9.-]', '-', label)}}}\n  \\medskip\n"
         f"{tabulars}\n\\end{{table*}}\n"
     )
 
@@ -100,7 +142,7 @@ def _lines(column: Column) -> tuple[str, str]:
 
 
 def _tabular(columns: Sequence[Column], breaks: Sequence[int]) -> str:
-    kinds = "".join("r" if _numeric(column) else "l" for column in columns)
+    kinds = "".join("r" if column.numeric else "l" for column in columns)
     lines = [f"  \\begin{{tabular*}}{{\\textwidth}}{{@{{\\extracolsep{{\\fill}}}}{kinds}@{{}}}}", "    \\toprule"]
     first, second = zip(*map(_lines, columns), strict=True)
     arrows = [{"↑": " $\\uparrow$", "↓": " $\\downarrow$"}.get(column.arrow, "") for column in columns]
@@ -116,15 +158,11 @@ def _tabular(columns: Sequence[Column], breaks: Sequence[int]) -> str:
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular*}"])
 
 
-def _numeric(column: Column) -> bool:
-    return all(re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?|-", cell) for cell in column.cells)
-
-
 _TEX = {
     "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "&": "\\&", "#": "\\#", "_": "\\_", "%": "\\%",
     "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
     "|": "\\textbar{}", '"': "{\\ttfamily\\char34}", "'": "\\textquotesingle{}", "`": "\\textasciigrave{}",
-    "\n": " ", "\t": " ",
+    "±": "$\\pm$", "\n": " ", "\t": " ",
 }  # fmt: skip
 
 
@@ -155,9 +193,7 @@ def table_csv(found: Sequence[Findings]) -> str:
         *(f"{name}{_unit(name)}" for name in measured),
         *(f"broken limit: {name} [value / limit - 1]" for name in limits),
     ]  # fmt: skip
-    held = io.StringIO()
-    out = csv.writer(held, lineterminator="\r\n")
-    out.writerow([_cell(name) for name in header])
+    rows = []
     for each in found:
         for trial in each.trials:
             values: list[Any] = [
@@ -168,7 +204,61 @@ def table_csv(found: Sequence[Findings]) -> str:
                 *(trial.metrics.get(name) for name in measured),
                 *(trial.broken.get(name) for name in limits),
             ]  # fmt: skip
-            out.writerow([_cell(value) for value in values])
+            rows.append(values)
+    return _csv(header, rows)
+
+
+def arms_csv(ranking: Ranking) -> str:
+    """The arms of a comparison, one in each row, with all digits; what an arm lacks is empty."""
+    metrics = list(dict.fromkeys(name for each in ranking.ranked for name in each.representative.means))
+    costs = list(dict.fromkeys(name for each in ranking.ranked for name in each.representative.costs))
+    header = [
+        "arm", "study", "not ranked because", "finalist", "seeds", "behind the best", "low", "high", "tie", "drop",
+        *(f"test/{name}{end}{_unit(name)}" for name in metrics for end in ("", " low", " high")),
+        *(f"{name}{_unit(name)}" for name in costs), "search [h]", "finalists [h]", "GPUs",
+    ]  # fmt: skip
+    behind = ranking.behind if ranking.winner else {}
+    rows: list[list[Any]] = []
+    for each in ranking.arms:
+        best, lead = each.representative if each.verdict else None, behind.get(each.name)
+        means = [best.means.get(name) if best else None for name in metrics]
+        rows.append(
+            [
+                each.name, each.study, each.why_not, best and best.of, best and len(best.seeds),
+                *((lead.value, lead.low, lead.high, lead.tie) if lead else (None,) * 4), each.drop if best else None,
+                *(value for one in means for value in ((one.value, one.low, one.high) if one else (None,) * 3)),
+                *(best.costs.get(name) if best else None for name in costs),
+                each.search_hours, each.finalist_hours, each.gpus,
+            ]
+        )  # fmt: skip
+    return _csv(header, rows)
+
+
+def finalists_csv(found: Sequence[Findings]) -> str:
+    """All finalists with a value, one in each row, with all digits: what each seed measured on both splits."""
+    judged = [(each, one) for each in found if each.verdict for one in each.verdict.contenders]
+    metrics = list(dict.fromkeys(name for _, one in judged for name in one.values))
+    fields = list(dict.fromkeys(name for _, one in judged for name in one.settings))
+    header = [
+        "study", "setting of", "baseline", "seed", "trial", f"objective: {found[0].metric}{_unit(found[0].metric)}",
+        *(f"test/{name}{_unit(name)}" for name in metrics), *fields,
+    ]  # fmt: skip
+    rows: list[list[Any]] = [
+        [
+            each.study, one.of, one.baseline, seed, one.trials[place], one.validation[place],
+            *(float(one.values[name][place].mean()) if name in one.values else None for name in metrics),
+            *(one.settings.get(name) for name in fields),
+        ]
+        for each, one in judged
+        for place, seed in enumerate(one.seeds)
+    ]  # fmt: skip
+    return _csv(header, rows)
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    held = io.StringIO()
+    out = csv.writer(held, lineterminator="\r\n")
+    out.writerows([_cell(value) for value in row] for row in (header, *rows))
     return held.getvalue()
 
 
@@ -191,11 +281,14 @@ def _cell(value: Any) -> str:
 def methods_text(found: Sequence[Findings]) -> str:
     """Methods and outcome of each study as paragraphs, and the works that they cite."""
     parts = []
+    if ranking := ranked(found):
+        parts += [f"{heading}. {text}" for heading, text in methods.comparison(found, ranking)]
+        parts.append(f"Outcome. {' '.join(contest.said(ranking))}")
     for each in found:
         parts += [f"# {printable(each.study)}"] if len(found) > 1 else []
         parts += [f"{heading}. {text}" for heading, text in methods.paragraphs(each)]
         parts.append(f"Outcome. {' '.join(answer.won(each))}")
     if compared := answer.compared(found):
-        parts += ["# Comparison", " ".join(compared)]
+        parts += ["# The searches side by side" if ranking else "# Comparison", " ".join(compared)]
     cited = methods.references(parts)
     return "\n\n".join([*parts, "References", *cited]) + "\n"

@@ -1,7 +1,7 @@
 """Reconstruction sheets, taken apart and put side by side: the same held-out images, a row for each trial.
 
 A sheet holds originals above their reconstructions, in rows of such pairs (`vqvae.pictures.sheet`).
-Axes: r rows of pairs, h and w pixels of a picture and of the sheet's width, c = 3 colors
+Axes: r rows of k pairs (n in all), h and w pixels of a picture and of the sheet's width, c = 3 colors
 """
 
 from __future__ import annotations
@@ -74,6 +74,28 @@ def strips(sheets: Sequence[tuple[str, bytes]], side: int) -> list[list[Picture]
         ]
         for row in range(len(first))
     ]
+
+
+def pairs(png: bytes, side: int) -> NDArray[np.uint8] | None:
+    """The pictures of a sheet one by one, each original with its reconstruction.
+
+    Args:
+        png: the sheet; what is left of its last row is white, and comes last.
+        side: pixels of one picture.
+
+    Returns:
+        (n, 2, h, w, c); None where the sheet is broken or of another layout.
+    """
+    pixels = _pixels(png)
+    apart = None if pixels is None else _apart(pixels, side)
+    return None if apart is None else rearrange(apart, "r two h (k w) c -> (r k) two h w c", w=side)
+
+
+def joined(chosen: NDArray[np.uint8]) -> bytes:
+    """The PNG of a sheet of one row, of pairs (k, 2, h, w, c) as `pairs` gives them."""
+    held = io.BytesIO()
+    Image.fromarray(rearrange(chosen, "k two h w c -> (two h) (k w) c")).save(held, "PNG")
+    return held.getvalue()
 
 
 def _pixels(png: bytes) -> NDArray[np.uint8] | None:

@@ -5,6 +5,7 @@ Rows are trials, columns are quantities; cells are plain text, which every forma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ TOP = 5
 
 COSTS = ("bits_per_image", "val/entropy_bits_per_image", "parameters", "images_per_s")
 """What is shown after the measures of quality."""
+
+NUMBER = re.compile(r"-|[-+]?[\d.,]+(e[-+]?\d+)?( (±|to) [-+]?[\d.,]+(e[-+]?\d+)?)?( \(tie\))?")
+"""A cell that belongs to the right."""
 
 Row = tuple[Findings, Trial]
 
@@ -47,6 +51,11 @@ class Column:
     def arrow(self) -> str:
         """Towards the better values; "" where there are none."""
         return {"higher": "↑", "lower": "↓"}.get(self.better, "")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its cells are numbers, intervals of numbers among them, or dashes."""
+        return all(NUMBER.fullmatch(cell) for cell in self.cells)
 
 
 def rows(found: Sequence[Findings]) -> list[Row]:

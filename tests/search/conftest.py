@@ -3,6 +3,7 @@
 import copy
 import io
 import shutil
+import subprocess
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -273,7 +274,7 @@ def write_duel(duel, tmp_path):
 
 
 BASELINE = {"optimizer.lr": 1e-3, "quantizer.codebook_size": 16}
-SIDE, COLUMNS = 8, 8
+SIDE, COLUMNS = 64, 8
 """Pixels along a picture of a finalist's sheet here, and pictures in its rows."""
 
 
@@ -411,10 +412,31 @@ def make_arms(make_arena):
 @pytest.fixture
 def fair(make_arms):
     """A comparison whose arm ``good`` is planted to be 2 dB better than ``plain`` and ``alike``, which are the same."""
-    arms = make_arms("plain", "good", "alike", overrides=["budget.trials=2"])
+    arms = make_arms("plain", "good", "alike", overrides=["budget.trials=2", "finalists={top: 1, seeds: 3}"])
     for name, mean in (("plain", 21.0), ("good", 23.0), ("alike", 21.0)):
         of = arms[name].setting(2e-3, 25.0)
         arms[name].setting(0, 20.0, baseline=True)
         arms[name].judged(of, mean, spread=0.2)
         arms[name].judged(1, mean - 3.0)
     return arms
+
+
+@pytest.fixture
+def compiled():
+    """A function that sets the body of a LaTeX document in a folder and gives its text; None without pdftotext."""
+    return _compiled
+
+
+def _compiled(folder, body):
+    """The text of a document that pdflatex made without an error."""
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex on this machine: apt-get install texlive-latex-recommended")
+    (folder / "main.tex").write_text(
+        f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "main.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    if shutil.which("pdftotext") is None:
+        return None
+    return subprocess.run(["pdftotext", "main.pdf", "-"], cwd=folder, capture_output=True, check=True).stdout.decode()

@@ -30,18 +30,18 @@ baselines:
 
 @pytest.fixture
 def opened(ended, tmp_path, browser_page):
-    """A function that writes the report of a study, opens it from disk without network, and gives the page."""
+    """A function that writes the report of studies, opens it from disk without network, and gives the page."""
 
-    def make(study=None, **options):
+    def make(*studies, **options):
         target = tmp_path / "report.html"
-        report.write([findings.read(*(study or ended()), "sqlite:///a.db")], str(target))
+        report.write([findings.read(*each, "sqlite:///a.db") for each in studies or [ended()]], str(target))
         page = browser_page(offline=True, **options)
         page.set_default_timeout(10_000)
         page.asked, page.said = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda message: page.said.append(message.text))
         page.goto(target.as_uri())
-        page.wait_for_selector("[data-trials=s0] tbody tr" if not study else "main", state="attached")
+        page.wait_for_selector("[data-trials=s0] tbody tr" if not studies else "main", state="attached")
         return page
 
     return make
@@ -215,6 +215,23 @@ def test_names_that_are_markup_stay_text(opened, ended):
     assert "\u202e" not in json.dumps(page.content(), ensure_ascii=False)
     assert page.problems == []
     assert [url for url in page.asked if not url.startswith("data:")] == [page.url]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_comparison_opens_with_its_plots_and_fits_the_window(opened, fair, width, dark):
+    for each in fair.values():
+        each.write()
+    page = opened(*((each.study, each.space) for each in fair.values()), width=width, dark=dark)
+    for name in ("forest-means", "forest-leads"):
+        chart = page.locator(f"#all-{name}")
+        chart.scroll_into_view_if_needed()
+        chart.locator(".main-svg").first.wait_for()
+    assert page.locator("#all-forest-means .errorbar").count() == 3
+    assert page.locator("#all-forest-leads .errorbar").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    pictures = page.locator("section[aria-labelledby=side-by-side] .strips img")
+    assert pictures.count() == 3 * 4
+    assert page.problems == []
 
 
 def test_a_search_that_runs_has_a_page_too(opened, ended):

@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import io
-import shutil
-import subprocess
 
 import pytest
 
@@ -38,21 +36,6 @@ def hostile(found):
 
 def rows(text):
     return list(csv.reader(io.StringIO(text, newline="")))
-
-
-def compiled(folder, body):
-    """The text of a document that pdflatex made without an error."""
-    if shutil.which("pdflatex") is None:
-        pytest.skip("no pdflatex on this machine: apt-get install texlive-latex-recommended")
-    (folder / "main.tex").write_text(
-        f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\n\\end{{document}}\n"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "main.tex"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
-    if shutil.which("pdftotext") is None:
-        return None
-    return subprocess.run(["pdftotext", "main.pdf", "-"], cwd=folder, capture_output=True, check=True).stdout.decode()
 
 
 def test_a_folder_holds_all_that_a_paper_needs(found, tmp_path):
@@ -95,13 +78,13 @@ def test_the_table_holds_the_best_trials_and_the_baseline_with_units(found):
     assert sum(line.count("\\textbf{22.05}") for line in lines) == 1
 
 
-def test_the_table_compiles(found, tmp_path):
+def test_the_table_compiles(found, tmp_path, compiled):
     other = dataclasses.replace(found, study="second")
     text = compiled(tmp_path, paper.table_tex([found]) + paper.table_tex([found, other]))
     assert text is None or "0 (baseline)" in text
 
 
-def test_hostile_names_stay_text_in_the_table(found, tmp_path):
+def test_hostile_names_stay_text_in_the_table(found, tmp_path, compiled):
     source = paper.table_tex([hostile(found)])
     assert "\\input{" not in source
     assert "\\textbackslash{}input\\{/etc/passwd\\}" in source
@@ -110,7 +93,7 @@ def test_hostile_names_stay_text_in_the_table(found, tmp_path):
     assert text is None or "<script>alert(1)</script>" in text
 
 
-def test_every_letter_of_ascii_and_more_compiles(tmp_path):
+def test_every_letter_of_ascii_and_more_compiles(tmp_path, compiled):
     letters = "".join(map(chr, range(0x250))) + "模型 \u202e ∀ 😀"
     text = compiled(tmp_path, paper.tex(letters))
     assert text is None or "!" in text

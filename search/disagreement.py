@@ -1,0 +1,163 @@
+"""Held-out images on which the arms of a comparison differ most, and least: the same images, all arms side by side.
+
+Finalists leave a sheet of some test images, evenly spread, beside what every test image measured.
+Axes: a arms, s seeds, i images of the test split, n pictures of a sheet, h, w pixels of a picture, c = 3 colors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from einops import reduce
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from search import figures, records, strips, units
+from search.findings import Findings
+from search.ranking import Arm, Ranking
+from search.text import printable
+from vqvae.metrics import spread
+
+LoadPicture = Callable[[Findings, records.Picture], bytes | None]
+"""The PNG of a picture; None where it can't be reached."""
+
+SHEET = "test"
+"""Name of the finalists' sheets."""
+
+MOST = 32
+"""Test images that a sheet shows at most, see `vqvae.metrics.spread`."""
+
+FOREST = (
+    "Mean of each arm on the test split with its 95% interval over seeds and images; circles are single seeds, open "
+    "squares tie with the best."
+)
+"""What the figure of the arms shows."""
+
+SHOWN = 6
+"""Images of each kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Some test images, and what each arm makes of them.
+
+    Attributes:
+        name: of its figure.
+        title: which images these are.
+        images: their numbers in the test split.
+        values: arm -> the metric that ranks of each of them, the mean over seeds; empty where it can't be read.
+        sheets: what an arm is called, and the PNG of a sheet of one row: the originals above what it makes of them.
+    """
+
+    name: str
+    title: str
+    images: Sequence[int]
+    values: Sequence[tuple[str, Sequence[float]]]
+    sheets: Sequence[tuple[str, bytes]]
+
+
+def groups(found: Sequence[Findings], ranking: Ranking, load_picture: LoadPicture) -> tuple[list[Group], str]:
+    """The images on which arms disagree most, those on which they agree, and those that are worst for all.
+
+    Args:
+        found: the arms' studies.
+        ranking: what they came to.
+        load_picture: the PNG of a picture; None where it can't be reached.
+
+    Returns:
+        The groups, and why there are none; "" where there are.
+    """
+    by_name = {each.tie.arm: each for each in found if each.tie}
+    sheets, missing = {}, []
+    for arm in ranking.ranked:
+        sheet = _sheet(by_name[arm.name], arm, load_picture)
+        if sheet is None:
+            missing.append(printable(arm.name))
+        else:
+            sheets[f"{printable(arm.name)}, seed {sheet[0]}"] = (arm, sheet[1])
+    if missing or not sheets:
+        whose = f" of {', '.join(missing)}" if missing else ""
+        return [], f"Pictures of test images{whose} can't be reached from where this report was made."
+    cut = [pairs for _, pairs in sheets.values()]
+    if any(each.shape != cut[0].shape or not np.array_equal(each[:, 0], cut[0][:, 0]) for each in cut):
+        return [], "The arms' pictures are not of the same test images, so they are not put side by side."
+    total = ranking.images or found[0].sizes.get("test", len(cut[0]))
+    numbers = spread(total, MOST)[: len(cut[0])]
+    measured = {printable(arm.name): _by_image(arm, ranking)[numbers] for arm, _ in sheets.values() if ranking.images}
+    made = []
+    for name, title, places in _chosen(measured, ranking, len(numbers)):
+        made.append(
+            Group(
+                name=name,
+                title=title,
+                images=[int(numbers[place]) for place in places],
+                values=[(arm, [float(each[place]) for place in places]) for arm, each in measured.items()],
+                sheets=[(arm, strips.joined(pairs[places])) for arm, (_, pairs) in sheets.items()],
+            )
+        )
+    return made, ""
+
+
+def draw(
+    found: Sequence[Findings], ranking: Ranking, load_picture: LoadPicture
+) -> tuple[dict[str, Figure], dict[str, str], str]:
+    """The figures of a comparison for print.
+
+    Args:
+        found, ranking, load_picture: as in `groups`.
+
+    Returns:
+        Figures by name, what each shows, and why there are no pictures; "" where there are.
+    """
+    forest = figures.arms(ranking)
+    drawn, captions = ({"arms": forest}, {"arms": FOREST}) if forest else ({}, {})
+    made, missing = groups(found, ranking, load_picture)
+    for each in made:
+        pictures = figures.reconstructions(each.sheets, found[0].space.base.data.resolution)
+        if pictures:
+            numbers = ", ".join(map(str, each.images))
+            drawn[each.name], captions[each.name] = pictures, f"{each.title}; images {numbers} of the test split."
+    return drawn, captions, missing
+
+
+def _sheet(found: Findings, arm: Arm, load_picture: LoadPicture) -> tuple[int, NDArray[np.uint8]] | None:
+    """A seed of what stands for an arm, and its pictures (n, 2, h, w, c): the first one that can be read."""
+    best, side = arm.representative, found.space.base.data.resolution
+    for seed, number in zip(best.seeds, best.trials, strict=True):
+        picture = found.trials[number].picture(SHEET)
+        png = None if picture is None else load_picture(found, picture)
+        pairs = None if png is None else strips.pairs(png, side)
+        if pairs is not None:
+            return seed, pairs
+    return None
+
+
+def _by_image(arm: Arm, ranking: Ranking) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = reduce(arm.representative.values[ranking.metric], "s i -> i", "mean")
+    return means
+
+
+def _chosen(measured: dict[str, NDArray[np.float64]], ranking: Ranking, count: int) -> list[tuple[str, str, list[int]]]:
+    """Name, title and places of the images of each group; an image is in one of them alone."""
+    if not measured:
+        title = "Test images as they come: what they measured can't be read"
+        return [("arms_first", title, list(range(min(SHOWN, count))))]
+    values = np.stack(list(measured.values()))  # a i
+    label = units.label(ranking.metric)
+    apart = np.ptp(values, axis=0)
+    worst = reduce(ranking.sign * values, "a i -> i", "mean")
+    wanted = (
+        ("arms_disagree", f"Where the arms disagree most in {label}", -apart),
+        ("arms_worst", f"Worst for all: the worst mean {label} over the arms", -worst),
+        ("arms_agree", f"Where the arms agree best in {label}", apart),
+    )
+    taken: set[int] = set()
+    found = []
+    for name, title, order in wanted:
+        places = [int(place) for place in np.argsort(order, kind="stable") if int(place) not in taken][:SHOWN]
+        taken.update(places)
+        if places and (len(values) > 1 or name == "arms_worst"):
+            found.append((name, title, places))
+    return found
