@@ -25,7 +25,7 @@ MOST = 4096
 MOST_COUNTED = 48
 """The same of parameters, for which a model is laid out."""
 
-WITHIN = 8
+WITHIN = {"int": 8, "float": 3}
 """Values of a range that are tried, its ends among them."""
 
 ROUNDING = 1e-9
@@ -133,13 +133,19 @@ def _tried(space: Space) -> list[Tried]:
 
 def _settings(space: Space) -> list[dict[str, Any]]:
     """All settings that may make a difference, or `MOST` drawn ones."""
-    names = {p.name for p in space.parameters if p.name.partition(".")[0] in PARTS}
+    names = {p.name for p in space.parameters if _matters(p)}
     names |= {parent for p in space.parameters if p.name in names for parent, _ in p.when}
     values = {p.name: _values(p) if p.name in names else _values(p)[:1] for p in space.parameters}
     if math.prod(map(len, values.values())) <= MOST:
         return list(_all(space.parameters, values, {}))
     drawn = random.Random(0)
     return [next(_all(space.parameters, {n: [drawn.choice(v)] for n, v in values.items()}, {})) for _ in range(MOST)]
+
+
+def _matters(parameter: Parameter) -> bool:
+    """Whether tokens, bits or parameters may depend on it; on a quantizer's weights and decays they do not."""
+    part = parameter.name.partition(".")[0]
+    return part in PARTS and not (part == "quantizer" and parameter.kind == "float")
 
 
 def _all(
@@ -160,9 +166,10 @@ def _values(parameter: Parameter) -> list[Any]:
     """The labels of a choice; the ends of a range and some values between them."""
     if parameter.kind == "choice":
         return list(parameter.labels)
-    step = parameter.step or (parameter.high - parameter.low) / (WITHIN - 1) or 1.0
+    most = WITHIN[parameter.kind]
+    step = parameter.step or (parameter.high - parameter.low) / (most - 1) or 1.0
     places = math.floor((parameter.high - parameter.low) / step + 1e-9)
-    taken = sorted({round(places * part / (WITHIN - 1)) for part in range(WITHIN)})
+    taken = sorted({round(places * part / (most - 1)) for part in range(most)})
     numbers = [parameter.low + place * step for place in taken]
     return [int(number) for number in numbers] if parameter.kind == "int" else numbers
 

@@ -70,7 +70,7 @@ def test_a_setting_outside_a_band_of_bits_is_named(prove):
 def test_an_arm_that_no_setting_brings_into_the_band_is_refused_with_the_numbers(prove):
     with pytest.raises(
         SpaceError,
-        match=r"equal.parameters: must be from 1,000 to 2,000, but attention has [\d,]+ in 8 settings tried; expected "
+        match=r"equal.parameters: must be from 1,000 to 2,000, but attention has [\d,]+ in 1 setting tried; expected "
         r"another width, depth or band$",
     ):
         prove({("equal",): {"parameters": {"min": 1000, "max": 2000}}})
