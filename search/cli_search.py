@@ -183,9 +183,9 @@ def _validate_comparison(path: str, overrides: tuple[str, ...]) -> tuple[dict[st
     from search import comparison, equality
 
     loaded = comparison.load(path, overrides)
-    proof = equality.prove(loaded)
-    for each in proof.arms.values():
+    for each in loaded.arms.values():
         _require_runnable(each)
+    proof = equality.prove(loaded)
     found = {
         "file": path,
         "comparison": loaded.name,

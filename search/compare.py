@@ -39,6 +39,8 @@ def run(
     Raises:
         UserError: what the user can mend; nothing has been started or lost.
     """
+    for space in comparison.arms.values():
+        launch.check_trainable(space)
     proof = equality.prove(comparison)
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     planned = []

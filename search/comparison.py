@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -216,13 +217,12 @@ def _equal(values: Any, document: yaml12.Document) -> dict[str, Rule]:
         path = ("equal", name)
         if name not in QUANTITIES:
             raise document.error(path, f"unknown quantity; known are {', '.join(QUANTITIES)}")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        limits = {"min": value, "max": value} if number else value
+        limits = {"min": value, "max": value} if _is_number(value) else value
         if limits in ("same", "free"):
             rules[name] = limits
             continue
         kept = isinstance(limits, dict) and bool(limits) and limits.keys() <= {"min", "max"}
-        if not kept or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in limits.values()):
+        if not kept or not all(map(_is_number, limits.values())):
             raise document.error(path, f"must be same, free, a number or {{min: , max: }}, but got {value!r}")
         low, high = limits.get("min"), limits.get("max")
         ordered = low is None or high is None or low <= high
@@ -230,3 +230,7 @@ def _equal(values: Any, document: yaml12.Document) -> dict[str, Rule]:
             raise document.error(path, f"0 < min <= max must hold, but got {value!r}")
         rules[name] = Limits(**{key: float(each) for key, each in limits.items()})
     return rules
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -73,13 +73,16 @@ class Proof:
 def prove(comparison: Comparison) -> Proof:
     """Make sure that all arms keep what is held equal.
 
+    Args:
+        comparison: whose arms can be built (`search.launch.check_trainable`).
+
     Raises:
         SpaceError: an arm does not, with its numbers.
     """
     tried = {arm: _tried(space) for arm, space in comparison.arms.items()}
     for arm, each in tried.items():
         if not each:
-            raise comparison.document.error(("arms", arm), "none of its settings can be built: vqsearch validate")
+            raise comparison.document.error(("arms", arm), "none of its settings that were tried can be built")
     limits: dict[str, Limits] = {}
     for quantity, rule in comparison.equal.items():
         if rule == "same":

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,6 +190,14 @@ def test_finalists_of_a_comparison_are_not_trained_by_the_command_that_shows_the
     )
     shown = CliRunner().invoke(cli, ["finalists", "--storage", url, "--study", "duel"])
     assert "attention is not ranked: its search is not over, 0 of 4 trials have ended" in shown.output
+
+
+@pytest.mark.parametrize("part", ["model.backbone", "quantizer.kind"])
+def test_an_arm_that_can_not_be_built_is_named_with_its_place(write_duel, part):
+    section, field = part.split(".")
+    file = write_duel({("arms", "mamba", "train"): {section: {field: "nope"}}})
+    ran = CliRunner().invoke(cli, ["validate", str(file)])
+    assert re.fullmatch(rf"{file}:\d+: arms.mamba.train.{part}: must be one of .*, but got 'nope'", str(ran.exception))
 
 
 def test_validate_tells_what_is_held_equal_and_what_each_arm_comes_to(write_duel):

@@ -77,6 +77,7 @@ def test_equal_takes_a_number_a_band_same_or_free(write_duel):
         ),
         ({("equal",): {"flops": "same"}}, r"equal.flops: unknown quantity; known are tokens, bits_per_image, .*"),
         ({("equal",): {"tokens": "alike"}}, r"equal.tokens: must be same, free, a number or .*, but got 'alike'"),
+        ({("equal",): {"tokens": float("nan")}}, r"equal.tokens: must be same, free, a number or .*, but got nan"),
         ({("equal",): {"tokens": {"min": 9, "max": 3}}}, r"equal.tokens: 0 < min <= max must hold, but got .*"),
         (
             {("constraints",): {"tokens": {"max": 16}}},
