@@ -42,7 +42,7 @@ def arms(found: Ranking) -> list[Column]:
         _leads(found.metric, [behind.get(each.name) for each, _ in rows]),
         *(_estimates(name, [_mean(one, name) for _, one in rows]) for name in _quality(found.metric, judged)),
         *_costs([one for _, one in rows]),
-        _hours([each.hours for each, _ in rows], found.arms[0].gpus),
+        _hours([each.hours for each, _ in rows], max(each.gpus for each in found.arms)),
         _plain("drop", found.metric, [each.drop if each.verdict else None for each, _ in rows]),
         _text("seeds", ["-" if one is None else str(len(one.seeds)) for _, one in rows]),
     ]

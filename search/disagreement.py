@@ -69,6 +69,8 @@ def groups(found: Sequence[Findings], ranking: Ranking, load_picture: LoadPictur
     Returns:
         The groups, and why there are none; "" where there are.
     """
+    if not ranking.ranked:
+        return [], "No arm has a finalist with a value, so there are no pictures to put side by side."
     by_name = {each.tie.arm: each for each in found if each.tie}
     sheets, missing = {}, []
     for arm in ranking.ranked:
@@ -77,9 +79,9 @@ def groups(found: Sequence[Findings], ranking: Ranking, load_picture: LoadPictur
             missing.append(printable(arm.name))
         else:
             sheets[f"{printable(arm.name)}, seed {sheet[0]}"] = (arm, sheet[1])
-    if missing or not sheets:
-        whose = f" of {', '.join(missing)}" if missing else ""
-        return [], f"Pictures of test images{whose} can't be reached from where this report was made."
+    if missing:
+        whose = ", ".join(missing)
+        return [], f"Pictures of test images of {whose} can't be reached from where this report was made."
     cut = [pairs for _, pairs in sheets.values()]
     if any(each.shape != cut[0].shape or not np.array_equal(each[:, 0], cut[0][:, 0]) for each in cut):
         return [], "The arms' pictures are not of the same test images, so they are not put side by side."

@@ -140,6 +140,18 @@ def test_the_reader_is_told_what_could_be_held_against_the_comparison(make_arms)
     assert "early" in words_of(rendered(found))
 
 
+def test_a_comparison_without_any_judged_arm_says_why_in_every_report(make_arms, tmp_path, compiled):
+    found = read(make_arms("one", "two"))
+    words = words_of(rendered(found))
+    assert "Which arm won No arm has a finalist with a value on the test split, so none won." in words
+    assert "one is not ranked: its search is not over, 0 of 4 trials have ended." in words
+    assert "No arm has a finalist with a value, so there are no pictures to put side by side." in words
+    assert "| one | - |" in markdown.text(found, "a_files", [])
+    paper.write(found, tmp_path / "paper", report.pictures())
+    assert [row["arm"] for row in rows((tmp_path / "paper" / "table.csv").read_text())] == ["one", "two"]
+    compiled(tmp_path, (tmp_path / "paper" / "table.tex").read_text())
+
+
 def originals(group):
     """Gray of each original of a group: its place on the sheet."""
     return [int(pair[0, 0, 0, 0]) for pair in strips.pairs(group.sheets[0][1], 64)]
