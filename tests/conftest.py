@@ -1,10 +1,15 @@
 """A space that trains in seconds, for every test that needs a search."""
 
+import os
 import shutil
 import tempfile
 import uuid
 
 import pytest
+
+# Sums depend on the number of threads, and trials of one CPU have one. Set before anything imports torch, and for the
+# processes that tests start, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = """\
 study: tiny
@@ -25,6 +30,19 @@ search:
   optimizer.lr: {float: [5.0e-4, 5.0e-3], log: true}
   quantizer.codebook_size: {choice: [16, 64, 256]}
 """
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config, items):
+    """For `pytest -n 2 --dist loadgroup`: one worker takes all tests that start a Ray, others take whole files.
+
+    Two Rays at once would each take all CPUs for theirs. The tests with a Ray are first, since they take longest.
+    """
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture

@@ -15,12 +15,6 @@ RESOLUTION, PATCH, ROWS, TOKEN = 32, 8, 4, 6
 NAMES = tuple(BACKBONES)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _config(backbone: str, **settings: object) -> ModelConfig:
     sizes = {"width": 16, "depth": 2, "patch": PATCH, "head_size": 8, "state_size": 4}
     return ModelConfig(backbone=backbone, **(sizes | settings))  # type: ignore[arg-type]

@@ -202,7 +202,8 @@ def test_progress_is_told_from_nothing_to_all(folder, monkeypatch):
     assert told == []
 
 
-def test_progress_is_told_at_most_once_a_second(folder):
+def test_progress_is_told_at_most_once_in_a_while(folder, monkeypatch):
+    monkeypatch.setattr(cache, "TELL_EVERY_S", 3600.0)
     told = []
     decoded(folder, told.append)
     assert told == [cache.Decoding(0, 12), cache.Decoding(12, 12)]

@@ -14,12 +14,6 @@ from vqvae import codes as codes_module
 from vqvae.codes import Quantizer, nearest_codes, rotated, step_generator, straight_through
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("held", [1, 50, 333, 2**22])
 def test_the_nearest_code_is_found_however_few_products_are_held(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codes_module, "_SEARCH_ELEMENTS", held)

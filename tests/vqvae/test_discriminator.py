@@ -10,15 +10,6 @@ from vqvae.config import ConfigError, DataConfig, GanConfig, ModelConfig, TrainC
 from vqvae.discriminator import Discriminator, Gan, adaptive_weight
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny(**settings):
     return Gan(GanConfig(weight=0.5, width=8, **settings))
 

@@ -11,12 +11,6 @@ from vqvae.config import QuantizerConfig
 from vqvae.gumbel import GumbelQuantizer
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _quantizer(**values: object) -> GumbelQuantizer:
     return GumbelQuantizer(QuantizerConfig(**{"kind": "gumbel", "codebook_size": 12, "code_dim": 5, **values}))
 

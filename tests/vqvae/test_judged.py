@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from einops import rearrange
 from PIL import Image
 
@@ -13,14 +12,6 @@ from vqvae.config import ConfigError, TrainConfig
 from vqvae.conversion import replace
 from vqvae.metrics import spread
 from vqvae.train import TEST_IMAGES, TEST_VALUES, CheckpointError, train
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(**settings):

@@ -10,12 +10,6 @@ from vqvae import layers
 from vqvae.config import ConfigError
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

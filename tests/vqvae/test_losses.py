@@ -21,15 +21,6 @@ TERMS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def reconstruction(images, **losses):
     return Reconstruction(images, Quantized(torch.zeros(1), torch.zeros(1), losses))
 

@@ -11,12 +11,6 @@ from vqvae.ssd import ssd_reference
 TOKENS, CHANGED = 90, 70
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def mixer() -> MambaVisionMixer:
     """16 channels in each half, two heads, four state dimensions."""

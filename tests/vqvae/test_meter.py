@@ -6,9 +6,9 @@ import torch
 from vqvae.meter import Meter
 
 
-def step(meter, value, seconds=0.0):
+def step(meter, value, meanwhile=lambda: None):
     meter.start()
-    time.sleep(seconds)
+    meanwhile()
     meter.add({"l1": torch.tensor(value), "loss": torch.tensor(2 * value)})
 
 
@@ -36,17 +36,24 @@ def test_means_do_not_depend_on_when_they_are_read():
     assert often.means() == seldom.means()
 
 
-def test_the_rate_leaves_out_the_first_stretch_and_the_time_between_stretches():
+def test_the_rate_leaves_out_the_first_stretch_and_the_time_between_stretches(monkeypatch):
+    now = 100.0
+
+    def pass_time(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     meter = Meter()
     assert meter.steps_per_s() == 0
-    step(meter, 1.0, seconds=0.2)
+    step(meter, 1.0, lambda: pass_time(0.2))
     meter.read()
-    assert meter.steps_per_s() == pytest.approx(5, rel=0.3)  # all there is
-    time.sleep(0.2)
+    assert meter.steps_per_s() == pytest.approx(5)  # all there is
+    pass_time(0.2)
     for _ in range(5):
-        step(meter, 1.0, seconds=0.02)
+        step(meter, 1.0, lambda: pass_time(0.02))
     meter.read()
-    assert meter.steps_per_s() == pytest.approx(50, rel=0.3)
+    assert meter.steps_per_s() == pytest.approx(50)
 
 
 def test_a_term_that_begins_later_has_the_mean_of_its_own_steps():

@@ -23,12 +23,6 @@ NAMES = tuple(BACKBONES)
 BACKBONE = pytest.mark.parametrize("backbone", NAMES)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _config(backbone: str = "attention", **settings: object) -> TrainConfig:
     tiny = {
         "model.width": 16,

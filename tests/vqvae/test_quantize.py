@@ -47,12 +47,6 @@ TERMS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _config(label: str, **values: object) -> QuantizerConfig:
     common = {"kind": label.split()[0], "codebook_size": 32, "code_dim": 4}
     return QuantizerConfig(**{**common, **SETTINGS[label], **values})

@@ -17,12 +17,6 @@ from vqvae.config import QuantizerConfig
 from vqvae.scalar import BSQ, FSQ, LFQ, assignment_entropies
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _fsq(*levels: int) -> FSQ:
     return FSQ(QuantizerConfig(kind="fsq", levels=levels))
 

@@ -15,12 +15,6 @@ from vqvae.ssd import Mamba2, ssd, ssd_reference
 GRADIENTS = ("x", "dt", "A", "B", "C")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _inputs(
     length: int, dtype: torch.dtype = torch.float64, step: float = 0.3, sizes: tuple[int, ...] = (2, 3, 4, 5)
 ) -> list[Tensor]:

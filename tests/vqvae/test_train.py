@@ -36,14 +36,6 @@ VALIDATION = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny(**settings):
     """A model of 32-pixel photographs; settings by their dotted names, with __ for the dot."""
     values = {
@@ -177,7 +169,6 @@ def test_a_run_with_a_discriminator_goes_on_in_a_new_process_bit_for_bit(tmp_pat
         "from pathlib import Path\n"
         "from vqvae.conversion import from_dict\n"
         "from vqvae.train import train\n"
-        "torch.set_num_threads(1)\n"
         "config, half, target = from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3])\n"
         "for progress in train(config, half):\n"
         "    if progress.step == config.steps:\n"

@@ -22,12 +22,6 @@ from vqvae.vector import USAGE_DECAY, SimVQ, VectorQuantizer
 SPACES = pytest.mark.parametrize("l2_normalize", [True, False], ids=["sphere", "plane"])
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _quantizer(l2_normalize: bool = False, **settings: object) -> VectorQuantizer:
     return VectorQuantizer(
         QuantizerConfig(**{"codebook_size": 50, "code_dim": 6, "l2_normalize": l2_normalize, **settings})
