@@ -1,9 +1,11 @@
 """A study in all states, and a browser, for every test of something that people look at."""
 
+import contextlib
 import copy
 import io
 import shutil
 import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +18,9 @@ import yaml
 from optuna.trial import FixedTrial, TrialState, create_trial
 from PIL import Image
 
-from search import output, parameters, records, space, study, verdict
+from search import cli, output, parameters, records, space, study, verdict
+from search.errors import StorageError
+from search.storage import open_storage
 from search.study import Flight
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -76,6 +80,75 @@ def browser_page(browser):
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """A function that runs a command as a process would, but in this one, by default in the test's folder.
+
+    Gives its exit code, output and errors. Signals, kills and what Ray does need a process; nothing else does.
+    """
+
+    def run(*arguments, cwd=tmp_path, check=None):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["vqsearch", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        assert check in (None, code), out + err
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """The one line with which a command refuses."""
+
+    def line(*arguments, **options):
+        _, out, err = command(*arguments, check=2, **options)
+        assert len(err.splitlines()) == 1, out + err
+        return err.strip()
+
+    return line
+
+
+@pytest.fixture
+def start():
+    """A function that starts a process with its output in pipes; what still runs when the test ends is killed."""
+    started = []
+
+    def run(command, **options):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, **(pipes | options)))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def reached():
+    """A function that waits while a process runs until a trial of the study `tiny` has a value at or past a step."""
+
+    def wait(process, url, step=1):
+        deadline, study = time.monotonic() + 240, None
+        while True:
+            with contextlib.suppress(KeyError, StorageError):  # not there yet
+                study = study or optuna.load_study(study_name="tiny", storage=open_storage(url, create=False))
+                if any(max(trial.intermediate_values, default=0) >= step for trial in study.trials):
+                    return
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "it took too long"
+            time.sleep(0.1)
+
+    return wait
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ import json
 import shlex
 import shutil
 import sqlite3
-import sys
 
 import optuna
 import pytest
 from PIL import Image
 
-from search import cli, records, space, study
+from search import records, space, study
 from search.storage import open_storage
 from vqvae import checkpoint
 from vqvae.config import TrainConfig
@@ -433,31 +432,27 @@ def contents(folder):
     }
 
 
-def ran(arguments, house, monkeypatch, capsys):
-    """Exit code and standard error of a command, run in this process."""
-    monkeypatch.chdir(house)
+@pytest.fixture
+def ran(command, house, monkeypatch):
+    """Exit code, output and errors of a command line in the house, run in this process."""
     monkeypatch.setenv("VQSEARCH_STORAGE", "sqlite:///good.db")
     monkeypatch.setenv("TORCH_HOME", str(house / "no-home"))
-    monkeypatch.setattr(sys, "argv", ["vqsearch", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
+    return lambda line: command(*shlex.split(line), cwd=house)
 
 
-@pytest.mark.parametrize("command", CORPUS)
-def test_bad_input_ends_with_exit_2_and_its_message_and_changes_nothing(command, house, monkeypatch, capsys):
+@pytest.mark.parametrize("line", CORPUS)
+def test_bad_input_ends_with_exit_2_and_its_message_and_changes_nothing(line, house, ran):
     before = contents(house)
-    code, _, said = ran(shlex.split(command.replace("{house}", str(house))), house, monkeypatch, capsys)
+    code, _, said = ran(line.replace("{house}", str(house)))
     assert code == 2
     *usage, last = said.splitlines()
-    assert last == f"{'' if usage else 'vqsearch: '}{CORPUS[command].replace('{house}', str(house))}"
+    assert last == f"{'' if usage else 'vqsearch: '}{CORPUS[line].replace('{house}', str(house))}"
     assert not usage or usage[0].startswith("Usage: ")
     assert contents(house) == before
 
 
-def test_weights_that_fit_another_model_are_refused_in_one_line(house, monkeypatch, capsys):
-    code, _, said = ran(["reconstruct", "swapped", "faces/a.png", "--to", "x"], house, monkeypatch, capsys)
+def test_weights_that_fit_another_model_are_refused_in_one_line(house, ran):
+    code, _, said = ran("reconstruct swapped faces/a.png --to x")
     assert code == 2
     assert said.startswith(
         "vqsearch: swapped/weights.safetensors: does not fit the model of config.json: size mismatch for encoder."

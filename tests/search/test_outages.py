@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import optuna
@@ -23,6 +22,7 @@ from search.lease import is_lease
 from search.progress import View
 from search.storage import open_storage
 
+pytestmark = pytest.mark.ray
 VQSEARCH = [sys.executable, "-m", "search"]
 STEPS = ["--set", "budget.steps=180", "--set", "train.optimizer.warmup_steps=2"]
 """Rungs at 20 and 60."""
@@ -37,17 +37,17 @@ def trials(folder):
         return []
 
 
-def launched(folder, *flags, within=(), program=VQSEARCH, studies="."):
-    """A launch, once it has a value of its first rung and others are to come."""
-    command = [*within, *program, "launch", "tiny.yaml", *STEPS, "--trials", "3", *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=folder, **pipes)
-    deadline = time.monotonic() + 120
-    while not any(trial.intermediate_values for trial in trials(folder / studies)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
-    return process
+@pytest.fixture
+def launched(start, reached):
+    """A function that starts a launch; it gives its process once there is a value of a first rung, before others."""
+
+    def launch_in(folder, *flags, within=(), program=VQSEARCH, studies="."):
+        command = [*within, *program, "launch", "tiny.yaml", *STEPS, "--trials", "3", *flags]
+        process = start(command, cwd=folder)
+        reached(process, f"sqlite:///{folder / studies}/vqsearch.db")
+        return process
+
+    return launch_in
 
 
 def refusal(process, code=2):
@@ -137,7 +137,7 @@ def disk(tiny_file):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_ends_the_search_with_a_line_and_it_goes_on_once_there_is_room(disk):
+def test_a_disk_that_fills_up_ends_the_search_with_a_line_and_it_goes_on_once_there_is_room(disk, launched):
     process = launched(disk.folder, "--output", "out", within=disk.within)
     filled = disk.run("dd", "if=/dev/zero", "of=out/filler", "bs=4k")
     assert "No space left on device" in filled.stderr
@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_ends_the_search_with_a_line_and_it_goes_on_once_th
 
 
 @pytest.mark.slow
-def test_a_disk_that_turns_read_only_ends_the_search_with_a_line_and_it_goes_on_once_it_can_be_written(disk):
+def test_a_disk_that_turns_read_only_ends_the_search_with_a_line_and_it_goes_on_once_it_can_be_written(disk, launched):
     process = launched(disk.folder, "--output", "out", within=disk.within)
     assert disk.run("mount", "-o", "remount,ro", "out").returncode == 0
     assert re.fullmatch(
@@ -173,7 +173,7 @@ def test_a_disk_that_turns_read_only_ends_the_search_with_a_line_and_it_goes_on_
 
 
 @pytest.mark.slow
-def test_an_output_root_that_vanishes_is_not_made_anew_and_the_search_goes_on_once_it_is_back(tiny_file):
+def test_an_output_root_that_vanishes_is_not_made_anew_and_the_search_goes_on_once_it_is_back(tiny_file, launched):
     folder = tiny_file.parent
     process = launched(folder, "--output", "out")
     (folder / "out").rename(folder / "away")
@@ -194,7 +194,9 @@ def test_an_output_root_that_vanishes_is_not_made_anew_and_the_search_goes_on_on
 
 
 @pytest.mark.slow
-def test_a_database_whose_folder_stays_away_ends_the_search_with_a_line_and_it_goes_on_once_it_is_back(tiny_file):
+def test_a_database_whose_folder_stays_away_ends_the_search_with_a_line_and_it_goes_on_once_it_is_back(
+    tiny_file, launched
+):
     folder = tiny_file.parent
     (folder / "mounted").mkdir()
     impatient = "from search import cli, patience; patience.Patient.__init__.__defaults__ = (3.0,); cli.main()"

@@ -301,18 +301,22 @@ def test_a_driver_whose_study_was_taken_over_while_its_storage_was_away_writes_n
     others[0].release()
 
 
-def launched(server, tiny_file, count, program=("-m", "search")):
-    """A launch of so many trials that the server can be stopped before the last one."""
-    command = [sys.executable, *program, "launch", "tiny.yaml", "--trials", str(count)]
-    variables = {**os.environ, "VQSEARCH_STORAGE": server.url}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=tiny_file.parent, env=variables, **pipes)
-    deadline = time.monotonic() + 120
-    while not any(trial.intermediate_values for trial in trials(server)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    return process
+@pytest.fixture
+def launched(server, tiny_file, start, reached):
+    """A function that starts a launch of six trials; it gives its process once there is a value, long before the last.
+
+    Rungs are at 20 and 60 of 180 steps.
+    """
+
+    def launch(program=("-m", "search")):
+        command = [sys.executable, *program, "launch", "tiny.yaml", "--trials", "6", "--set", "budget.steps=180"]
+        command += ["--set", "train.optimizer.warmup_steps=2"]
+        variables = {**os.environ, "VQSEARCH_STORAGE": server.url}
+        process = start(command, cwd=tiny_file.parent, env=variables)
+        reached(process, server.url)
+        return process
+
+    return launch
 
 
 def trials(server):
@@ -322,27 +326,29 @@ def trials(server):
         return []
 
 
+@pytest.mark.ray
 @pytest.mark.slow
-def test_a_launch_outlives_a_postgresql_that_is_stopped_for_half_a_minute(server, tiny_file):
-    process = launched(server, tiny_file, 8)
+def test_a_launch_outlives_a_postgresql_that_is_stopped_for_a_while(server, launched):
+    process = launched()
     server.stop()
-    time.sleep(30)
+    time.sleep(15)  # long enough that the driver has to look at its lease again
     server.start()
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, out + err
     assert len(re.findall("the storage does not answer; it is waited for up to 10 min, and trials go on", out)) == 1
     (away_s,) = re.findall(r"the storage is back after (\d+) s; nothing is lost", out)
-    assert int(away_s) >= 25
-    assert len(trials(server)) == 8
+    assert int(away_s) >= 12
+    assert len(trials(server)) == 6
     for trial in trials(server):
         assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        assert list(trial.intermediate_values) == [2, 6, 18][: len(trial.intermediate_values)]
+        assert list(trial.intermediate_values) == [20, 60, 180][: len(trial.intermediate_values)]
     assert [s.study_name for s in open_storage(server.url).get_all_studies()] == ["tiny"]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
-def test_two_signals_end_a_launch_whose_storage_stays_away_and_it_goes_on_later(server, tiny_file):
-    process = launched(server, tiny_file, 8)
+def test_two_signals_end_a_launch_whose_storage_stays_away_and_it_goes_on_later(server, tiny_file, launched):
+    process = launched()
     server.stop()
     read = iter(process.stdout.readline, "")
     assert any("the storage does not answer" in line for line in read)
@@ -359,13 +365,14 @@ def test_two_signals_end_a_launch_whose_storage_stays_away_and_it_goes_on_later(
         resume, cwd=tiny_file.parent, env=variables, capture_output=True, text=True, check=False, timeout=180
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert [trial.state.is_finished() for trial in trials(server)] == [True] * 8
+    assert [trial.state.is_finished() for trial in trials(server)] == [True] * 6
 
 
+@pytest.mark.ray
 @pytest.mark.slow
-def test_a_launch_whose_storage_stays_away_ends_with_a_line_and_goes_on_later(server, tiny_file):
+def test_a_launch_whose_storage_stays_away_ends_with_a_line_and_goes_on_later(server, launched):
     impatient = "from search import cli, patience; patience.Patient.__init__.__defaults__ = (3.0,); cli.main()"
-    process = launched(server, tiny_file, 40, program=["-c", impatient])
+    process = launched(program=["-c", impatient])
     server.stop()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err

@@ -460,6 +460,7 @@ def until(condition, seconds=120):
         time.sleep(0.3)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_outlives_its_terminal_and_is_steered_from_other_processes(detached):
     folder, printed, process = detached(*LONG, "--trials", "8")

@@ -9,6 +9,8 @@ from ray.tune.schedulers import FIFOScheduler
 from search import cluster
 from search.trainable import Reporter
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 
 class Slow(FIFOScheduler):
     """Takes a second for the first report of a trial; stops trial 1 there."""
@@ -51,7 +53,6 @@ def searched(tmp_path_factory):
     return scheduler, results
 
 
-@pytest.mark.slow
 def test_a_trial_goes_on_training_while_the_driver_waits(searched):
     scheduler, results = searched
     assert not results.errors
@@ -62,14 +63,12 @@ def test_a_trial_goes_on_training_while_the_driver_waits(searched):
     assert light[1] > 5  # those between were left out
 
 
-@pytest.mark.slow
 def test_what_is_more_than_a_light_report_gets_through_in_order(searched):
     for number in (0, 2):
         assert searched[0].taken[number][-3:] == [61, 62, 63]
         assert searched[0].taken[number] == sorted(searched[0].taken[number])
 
 
-@pytest.mark.slow
 def test_a_trial_that_was_stopped_at_a_light_report_ends_and_its_worker_goes_on(searched):
     scheduler, _ = searched
     assert scheduler.taken[1] == [1]

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from search import cli, output, records
+from search import output, records
 from search.errors import OutputError
 from search.progress import View
 from search.storage import open_storage
@@ -28,37 +28,6 @@ from vqvae.config import TrainConfig
 from vqvae.conversion import to_dict
 
 SECRET = "correct-horse-battery"
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run a command in this process: its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vqsearch", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        return (code, *capsys.readouterr())
-
-    return main
-
-
-@pytest.fixture
-def refused(run):
-    """The one line with which a command refuses."""
-
-    def line(*arguments):
-        code, out, err = run(*arguments)
-        assert code == 2, out + err
-        assert len(err.splitlines()) == 1, err
-        return err.strip()
-
-    return line
 
 
 @pytest.fixture
@@ -92,6 +61,7 @@ def holding(folder, word):
     return [str(path) for path in files if word.encode() in path.read_bytes()]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_the_password_of_a_storage_gets_nowhere(guarded, tiny_file, tmp_path):
     sessions = tempfile.mkdtemp(prefix="ray")  # Its sockets' paths must be short.
@@ -142,13 +112,13 @@ def test_a_password_on_the_command_line_is_refused(refused, tiny_file):
         )
 
 
-def test_a_storage_file_says_where_the_studies_are(studied, run, tmp_path):
+def test_a_storage_file_says_where_the_studies_are(studied, command, tmp_path):
     study = studied()
     finished(study)
     study._storage._backend.engine.dispose()
     (tmp_path / "vqsearch.db").rename(tmp_path / "other.db")
     (tmp_path / "where").write_text(f"sqlite:///{tmp_path}/other.db\nnothing else counts\n")
-    code, out, err = run("status", "--storage-file", "where")
+    code, out, err = command("status", "--storage-file", "where")
     assert (code, err) == (0, "")
     assert out.startswith("tiny: the budget is spent\n")
 
@@ -317,7 +287,7 @@ HOSTILE = ["[red]a[/]", "[/]", "[link=file:///]b", ":smile:", "\x1b[2J\x1b]0;tit
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_from_a_study_is_shown_as_text(run, studied, tmp_path, text):
+def test_text_from_a_study_is_shown_as_text(command, studied, tmp_path, text):
     choice = {"optimizer.lr": {"choice": {"a": 0.001, text: 0.002}}}
     study = studied(search=choice)
     study.enqueue_trial({"optimizer.lr": text})
@@ -327,8 +297,8 @@ def test_text_from_a_study_is_shown_as_text(run, studied, tmp_path, text):
     records.set_reason(trial, text)
     study.tell(trial, 1.0)
     visible = printable(re.sub("[\a\r]", "", text))  # which rich drops
-    for command in ("status", "best"):
-        code, out, err = run(command)
+    for name in ("status", "best"):
+        code, out, err = command(name)
         assert code == 0, err
         assert visible[:8] in out.replace(r"\r", "")  # a table may be too narrow for more
         assert not set(out + err) & set("\x1b\a\r\u202e")
@@ -338,8 +308,8 @@ def test_text_from_a_study_is_shown_as_text(run, studied, tmp_path, text):
     assert visible in console.file.getvalue()
 
 
-def test_a_hostile_name_in_an_error_is_shown_as_text(run, tmp_path):
+def test_a_hostile_name_in_an_error_is_shown_as_text(command, tmp_path):
     optuna.create_study(study_name="\x1b[2Jtheirs", storage=f"sqlite:///{tmp_path}/vqsearch.db")
-    code, _, err = run("status", "--study", "\x1b[2Jtheirs")
+    code, _, err = command("status", "--study", "\x1b[2Jtheirs")
     assert code == 2
     assert err.startswith("vqsearch: \\x1b[2Jtheirs: this study was not made by vqsearch")
