@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import random
 import re
 import shutil
@@ -32,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+import small
 from optuna.trial import FrozenTrial, TrialState
 
 from search import records
@@ -41,27 +39,6 @@ from search.lease import is_lease
 from search.space import Space
 from search.storage import open_storage
 
-SPACE = """\
-study: soak
-objective: {{metric: val/psnr, direction: maximize}}
-budget: {{trials: {trials}, steps: {steps}}}
-resources: {{gpus: 0, cpus: 1}}
-parallel: 2
-retries: 100
-train:
-  model: {{backbone: attention, width: 16, depth: 1, head_size: 16, patch: 16}}
-  quantizer: {{code_dim: 4}}
-  loss: {{perceptual: 0}}
-  optimizer: {{warmup_steps: 2}}
-  data: {{resolution: 64}}
-  evaluation: {{lpips: false, images: 8}}
-  batch_size: 4
-  micro_batch: 4
-  checkpoint_every: 20
-search:
-  optimizer.lr: {{float: [5.0e-4, 5.0e-3], log: true}}
-  quantizer.codebook_size: {{choice: [16, 64, 256]}}
-"""
 LONGEST_PAUSE_S = 9.0
 """Between two kills, or a start and a kill: some meet a search that is only beginning."""
 PATIENCE_S = 180.0
@@ -102,10 +79,6 @@ class Soak:
         """A vqsearch command; the storage comes from the environment."""
         return [sys.executable, "-m", "search", *arguments]
 
-    def environment(self) -> dict[str, str]:
-        """Ray's sessions lie in a folder of ours; one thread, since sums depend on how many there are."""
-        return {**os.environ, "VQSEARCH_STORAGE": self.url, "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": "1"}
-
     def start(self) -> None:
         """Launch the search, or go on with it if the storage has it."""
         known = self.read() is not None
@@ -113,8 +86,8 @@ class Soak:
         self.starts += 1
         with (self.folder / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(*arguments), cwd=self.folder, env=self.environment(), stdout=log, stderr=log,
-                start_new_session=True,
+                self.command(*arguments), cwd=self.folder, env=small.environment(self.url, self.folder),
+                stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     def read(self) -> tuple[list[FrozenTrial], Space] | None:
@@ -289,7 +262,11 @@ def _best_again(soak: Soak, trials: list[FrozenTrial]) -> Iterator[Check]:
         (["train", "--study", "soak", "--trial", str(best.number), "--to", "again", "-q"], soak.folder / "again/model"),
     ):
         ran = subprocess.run(
-            soak.command(*arguments), cwd=soak.folder, env=soak.environment(), capture_output=True, text=True
+            soak.command(*arguments),
+            cwd=soak.folder,
+            env=small.environment(soak.url, soak.folder),
+            capture_output=True,
+            text=True,
         )
         if ran.returncode:
             yield f"vqsearch {arguments[0]}", ran.stderr.strip()[-200:], False
@@ -329,19 +306,6 @@ def report(soak: Soak, kind: str, seconds: float, found: list[Check]) -> str:
     return "\n".join([f"## {kind}", "", finished, "", *table, ""])
 
 
-def heading(command: str) -> str:
-    """What, when, on which machine, with which versions, by which command."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    memory = psutil.virtual_memory().total / 2**30
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "optuna", "torch"))
-    processor = model.group(1) if model else platform.machine()
-    return (
-        f"# A search under random `kill -9`, {datetime.now(UTC):%Y-%m-%d}\n\n"
-        f"`{command}` on {os.cpu_count()} cores ({processor}), {memory:.0f} GiB, Linux; Python "
-        f"{platform.python_version()}, {versions}.\n"
-    )
-
-
 def main() -> int:
     """Run the soak; exit 0 when everything holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -365,7 +329,10 @@ def main() -> int:
                 dice.shuffle(plan)
                 place = folder / kind
                 place.mkdir()
-                (place / "soak.yaml").write_text(SPACE.format(trials=trials, steps=arguments.steps))
+                text = small.space(
+                    "soak", trials=trials, steps=arguments.steps, rest="retries: 100", train="checkpoint_every: 20"
+                )
+                (place / "soak.yaml").write_text(text)
                 soak = Soak(folder=place, url=url, trials=trials)
                 started = time.monotonic()
                 try:
@@ -387,10 +354,8 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     if not arguments.quick:
         flags = " ".join(sys.argv[1:])
-        text = "\n".join([heading(f"python benchmarks/crash.py {flags}".strip()), *sections])
-        place = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}-crash.md"
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(text)
+        command = f"python benchmarks/crash.py {flags}".strip()
+        small.write("crash", "\n".join([small.heading("A search under random `kill -9`", command), *sections]))
     return 0 if good else 1
 
 

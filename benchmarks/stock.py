@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 import psutil
+import small
 from optuna.trial import TrialState
 
 from search import records
@@ -35,26 +32,9 @@ from search.errors import VqsearchError
 from search.storage import open_storage
 
 TRIALS, STEPS, RUNGS, FACTOR = 12, 180, (20, 60), 3
-SPACE = f"""\
-study: tiny
-objective: {{metric: val/psnr, direction: maximize}}
-budget: {{trials: {TRIALS}, steps: {STEPS}}}
-pruner: {{kind: asha, rungs: 2, reduction_factor: {FACTOR}}}
-resources: {{gpus: 0, cpus: 1}}
-parallel: 2
-train:
-  model: {{backbone: attention, width: 16, depth: 1, head_size: 16, patch: 16}}
-  quantizer: {{code_dim: 4}}
-  loss: {{perceptual: 0}}
-  optimizer: {{warmup_steps: 2}}
-  data: {{resolution: 64}}
-  evaluation: {{lpips: false, images: 8}}
-  batch_size: 4
-  micro_batch: 4
-search:
-  optimizer.lr: {{float: [5.0e-4, 5.0e-3], log: true}}
-  quantizer.codebook_size: {{choice: [16, 64, 256]}}
-"""
+SPACE = small.space(
+    "tiny", trials=TRIALS, steps=STEPS, rest=f"pruner: {{kind: asha, rungs: 2, reduction_factor: {FACTOR}}}"
+)
 
 
 def stock(folder: Path, restore: bool) -> None:
@@ -128,8 +108,7 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 def killed_once(folder: Path, start: list[str], again: list[str]) -> list[optuna.trial.FrozenTrial]:
     """Run a search, kill its driver half way, go on to its end; returns the trials as they were at the kill."""
-    environment = {**os.environ, "RAY_TMPDIR": str(folder), "VQSEARCH_STORAGE": f"sqlite:///{folder}/studies.db",
-                   "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # fmt: skip
+    environment = small.environment(f"sqlite:///{folder}/studies.db", folder) | {"RAY_AIR_NEW_OUTPUT": "0"}
     with (folder / "log.txt").open("ab") as log:
         options: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": log, "stderr": log}
         with subprocess.Popen(start, **options) as driver:
@@ -224,17 +203,12 @@ def main() -> int:
         kept = sum(step in after[number].intermediate_values for number, step in rungs)
         ours["values at rungs at the kill -> those the scheduler has after it went on"] = f"{len(rungs)} -> {kept}"
         rows = [f"| {name} | {value} | {ours[name]} |" for name, value in theirs.items()]
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "optuna", "torch"))
-        where = f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
         text = "\n".join([
-            f"# One kill -9 half way, {datetime.now(UTC):%Y-%m-%d}", "",
-            f"`python benchmarks/stock.py` on {where}.", "",
+            small.heading("One kill -9 half way", "python benchmarks/stock.py"),
             "| | OptunaSearch + ASHAScheduler, Tuner.restore | vqsearch resume |", "| --- | --- | --- |", *rows, "",
         ])  # fmt: skip
         print(text)
-        place = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}-stock.md"
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(text)
+        small.write("stock", text)
     finally:
         for name in ("stock", "ours"):
             log = root / name / "log.txt"

@@ -1,0 +1,71 @@
+"""The search that benchmarks kill: models that train in seconds, the environment of its processes, and the result."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+
+def space(name: str, *, trials: int, steps: int, rest: str = "", train: str = "") -> str:
+    """A space file, two trials at once.
+
+    Args:
+        name: of the study.
+        trials: its budget.
+        steps: optimizer steps of a trial.
+        rest: more lines of the file.
+        train: more lines of its section `train`, without their indent.
+    """
+    more = "".join(f"\n  {line}" for line in train.splitlines())
+    return f"""\
+study: {name}
+objective: {{metric: val/psnr, direction: maximize}}
+budget: {{trials: {trials}, steps: {steps}}}
+resources: {{gpus: 0, cpus: 1}}
+parallel: 2
+{rest}
+train:
+  model: {{backbone: attention, width: 16, depth: 1, head_size: 16, patch: 16}}
+  quantizer: {{code_dim: 4}}
+  loss: {{perceptual: 0}}
+  optimizer: {{warmup_steps: 2}}
+  data: {{resolution: 64}}
+  evaluation: {{lpips: false, images: 8}}
+  batch_size: 4
+  micro_batch: 4{more}
+search:
+  optimizer.lr: {{float: [5.0e-4, 5.0e-3], log: true}}
+  quantizer.codebook_size: {{choice: [16, 64, 256]}}
+"""
+
+
+def environment(url: str, folder: Path) -> dict[str, str]:
+    """Of a driver: Ray's sessions in a folder of ours; one thread, since sums depend on how many there are."""
+    ours = {"VQSEARCH_STORAGE": url, "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **ours}
+
+
+def heading(title: str, command: str) -> str:
+    """What, when, by which command, on which machine, with which versions."""
+    cpus = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
+    processor = model.group(1) if model else platform.machine()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "optuna", "torch"))
+    return (
+        f"# {title}, {datetime.now(UTC):%Y-%m-%d}\n\n"
+        f"`{command}` on {os.cpu_count()} cores ({processor}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.system()}; Python {platform.python_version()}, {versions}.\n"
+    )
+
+
+def write(name: str, text: str) -> None:
+    """Keep a result under its date."""
+    place = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{name}.md"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(text)
