@@ -1,0 +1,260 @@
+"""What a comparison will cost, before it is paid for: a timed probe of the smallest and the largest model of each arm.
+
+Speed is measured on this machine. For GPUs that are not here hours follow from the floating-point operations of a
+training step (matrix products, convolutions, attention; forwards and backwards, LPIPS too) over what such a GPU is
+assumed to reach of its dense bfloat16 peak: an estimate, of which the table gives a range.
+
+python benchmarks/probe.py spaces/fair.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from search import comparison, equality, space
+from search.parameters import Parameter
+from search.space import Space
+from vqvae.config import TrainConfig
+from vqvae.conversion import replace
+from vqvae.learner import Learner
+from vqvae.model import build_model, count_parameters
+from vqvae.perceptual import LPIPS
+
+PEAKS = {"A6000": 154.8e12, "H100": 989.4e12}
+"""Dense bfloat16 operations a second as NVIDIA publishes them, of an RTX A6000 and an H100 SXM."""
+
+REACHED, LEAST, MOST = 0.25, 0.15, 0.35
+"""Part of the peak that training is assumed to reach, and the range that is told beside it. Widths of a few hundred
+channels, norms, activations and the 7 x 7 depthwise convolution keep it low."""
+
+SECONDS = 2.0
+"""Of timed steps, at least, unless the first of them takes longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corner:
+    """The smallest or the largest model of an arm."""
+
+    parameters: int
+    flops: float
+    """Of a training step / images."""
+    images_per_s: float
+    """In training, on this device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Images that an arm trains on."""
+
+    one: int
+    """In a trial that is not stopped."""
+    search: int
+    """In all its trials, were none of them stopped."""
+    share: float
+    """Part of that which is expected to be left where trials are stopped at rungs."""
+    finalists: int
+
+
+def corners(arm: Space) -> list[TrainConfig]:
+    """The configs of the smallest and the largest model that keep the limits of an arm."""
+    first: dict[str, Any] = {p.name: _ends(p)[0] for p in arm.parameters} | dict(
+        arm.baselines[0] if arm.baselines else {}
+    )
+    sizes = [p for p in arm.parameters if p.name.startswith("model.")]
+    found = {}
+    for labels in itertools.product(*map(_ends, sizes)):
+        config = arm.config(first | dict(zip([p.name for p in sizes], labels, strict=True)))
+        parameters = count_parameters(config)
+        if not space.violations(arm.constraints, {"parameters": float(parameters)}):
+            found[parameters] = config
+    return [found[min(found)], found[max(found)]]
+
+
+def _ends(parameter: Parameter) -> Sequence[Any]:
+    return parameter.labels if parameter.kind == "choice" else (parameter.low, parameter.high)
+
+
+def flops(config: TrainConfig) -> float:
+    """Floating-point operations of a training step for each image, counted on models without memory.
+
+    The search for the nearest codes, which is no part of the gradient, is taken for tokens x codes x dimensions.
+    """
+    with FakeTensorMode():
+        model = build_model(config).train()
+        images = torch.empty(1, 3, config.data.resolution, config.data.resolution)
+        with FlopCounterMode(display=False) as counter:
+            codes = model.to_code(model.encoder(images))
+            made = model.final_convolution(model.decoder(model.from_code(codes)))
+            torch.autograd.backward(made.sum())
+    search = 2 * config.tokens * model.quantizer.codebook_size * model.quantizer.code_dim
+    perceptual = _flops_of_lpips(config.data.resolution) if config.loss.perceptual else 0.0
+    return float(counter.get_total_flops()) + search + perceptual
+
+
+@functools.cache
+def _flops_of_lpips(resolution: int) -> float:
+    lpips = LPIPS("vgg", "random")
+    made = torch.rand(1, 3, resolution, resolution, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(lpips(made, made.detach()).sum())
+    return float(counter.get_total_flops())
+
+
+def images_per_s(config: TrainConfig, images: int, device: torch.device) -> float:
+    """Images a second in training; on a CPU of a second of its time, whoever else uses it."""
+    config = replace(config, {"batch_size": images, "micro_batch": images})
+    learner = Learner(config, device)
+    batch = torch.rand(images, 3, config.data.resolution, config.data.resolution, device=device) * 2 - 1
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+
+    def step() -> float:
+        _wait(device)
+        started = clock()
+        learner.advance(lambda part: batch[part])
+        _wait(device)
+        return clock() - started
+
+    passes = [step()]  # compiles, and fills caches
+    if passes[0] < SECONDS or device.type == "cuda":
+        passes = []
+        while sum(passes) < SECONDS:
+            passes.append(step())
+    return images / statistics.median(passes)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def share(arm: Space, runs: int = 2000) -> float:
+    """Part of the steps of all trials that asha leaves on average, were the order of the trials a matter of chance."""
+    if arm.pruner.kind != "asha" or not arm.rungs:
+        return 1.0
+    chance, ends = random.Random(0), [*arm.rungs, arm.budget.steps]
+    done = 0
+    for _ in range(runs):
+        there = [0] * len(arm.rungs)
+        for _ in range(arm.budget.trials):
+            rung = 0
+            while rung < len(there):
+                there[rung] += 1
+                if chance.random() * there[rung] >= max(1, there[rung] // arm.pruner.reduction_factor):
+                    break
+                rung += 1
+            done += ends[rung]
+    return done / (runs * arm.budget.trials * arm.budget.steps)
+
+
+def load_of(arm: Space) -> Load:
+    """What an arm trains on; each of its baselines is taken for a finalist beside the best."""
+    one = arm.budget.steps * arm.base.batch_size
+    wanted = arm.finalists
+    finalists = 0
+    if wanted:
+        beside = len(arm.baselines) if wanted.include == "baselines" else 0
+        finalists = wanted.seeds * (wanted.top + beside)
+    return Load(one=one, search=arm.budget.trials * one, share=share(arm), finalists=finalists * one)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def figure(value: float) -> str:
+    """With three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    """Probe, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="a comparison file")
+    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE, as of vqsearch compare")
+    parser.add_argument("--images", type=int, default=0, help="of a timed step; default: 32 on CUDA, else 2")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = comparison.load(given.file, given.set)
+    arms = equality.prove(loaded).arms
+    images = given.images or (32 if device.type == "cuda" else 2)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "a core of this CPU"
+    probed: dict[str, list[Corner]] = {}
+    for arm, each in arms.items():
+        probed[arm] = []
+        for config in corners(each):
+            config = replace(config, {"loss.lpips_trunk": "random"})  # costs what the trained one does
+            torch.manual_seed(0)
+            probed[arm].append(
+                Corner(
+                    parameters=count_parameters(config),
+                    flops=flops(config),
+                    images_per_s=images_per_s(config, images, device),
+                )
+            )
+    loads = {arm: load_of(each) for arm, each in arms.items()}
+    print(f"A step for {images} images on {name}; torch {torch.__version__}.\n")
+    print(
+        table(
+            ["arm", "parameters", "GFLOP an image", f"images/s, {name}", f"hours a trial, {name}"]
+            + [f"hours a trial, {gpu}" for gpu in PEAKS],
+            [
+                [
+                    arm,
+                    f"{corner.parameters / 1e6:.3g}M",
+                    figure(corner.flops / 1e9),
+                    figure(corner.images_per_s),
+                    figure(loads[arm].one / corner.images_per_s / 3600),
+                    *(figure(loads[arm].one * corner.flops / (peak * REACHED) / 3600) for peak in PEAKS.values()),
+                ]
+                for arm, both in probed.items()
+                for corner in both
+            ],
+        )
+    )
+    print(
+        f"\nThe whole comparison in hours, those of GPUs at {REACHED:.0%} of their peak ({MOST:.0%} to {LEAST:.0%}).\n"
+    )
+
+    def here(arm: str) -> float:
+        return statistics.mean(1 / corner.images_per_s for corner in probed[arm]) / 3600
+
+    def on(arm: str, peak: float) -> float:
+        return statistics.mean(corner.flops for corner in probed[arm]) / peak / 3600
+
+    parts = {
+        "search, no trial stopped": {arm: float(load.search) for arm, load in loads.items()},
+        "search under asha": {arm: load.search * load.share for arm, load in loads.items()},
+        "finalists": {arm: float(load.finalists) for arm, load in loads.items()},
+    }
+    parts["all, under asha"] = {arm: parts["search under asha"][arm] + parts["finalists"][arm] for arm in loads}
+    parts["all, no trial stopped"] = {
+        arm: parts["search, no trial stopped"][arm] + parts["finalists"][arm] for arm in loads
+    }
+    rows = []
+    for what, seen in parts.items():
+        row = [what, figure(sum(count * here(arm) for arm, count in seen.items()))]
+        for peak in PEAKS.values():
+            least = sum(count * on(arm, peak) for arm, count in seen.items())
+            row.append(f"{figure(least / REACHED)} ({figure(least / MOST)} to {figure(least / LEAST)})")
+        rows.append(row)
+    print(table(["", name, *PEAKS], rows))
+    first = next(iter(loads.values()))
+    print(f"\nUnder asha {first.share:.0%} of the steps of a search are expected to be left.")
+
+
+if __name__ == "__main__":
+    main()
