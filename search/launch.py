@@ -28,7 +28,7 @@ from search import (
     storage,
     study,
 )  # fmt: skip
-from search.errors import SpaceError
+from search.errors import SpaceError, StudyError
 from search.patience import Patient
 from search.progress import View
 from search.space import Space
@@ -158,8 +158,22 @@ def resume(
     storage.open_storage(url, create=False)  # A mistyped URL must not make a database.
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     moved = None if root is None else output.absolute(root)
-    planned = [_planned(store, each, changes or {}, moved, steps, view) for each in study.expand(store, [name])]
+    names = study.expand(store, [name])
+    if names != [name]:
+        _require_all_arms(store, names)
+    planned = [_planned(store, each, changes or {}, moved, steps, view) for each in names]
     return run([each for each in planned if each], address, wait_for_nodes, view)
+
+
+def _require_all_arms(store: BaseStorage, names: Sequence[str | None]) -> None:
+    tie = records.tie(study.load(store, names[0])[0])
+    assert tie is not None, "other names are those of arms"
+    for arm, each in tie.arms.items():
+        if each not in names:
+            raise StudyError(
+                f"{tie.comparison}: the arm {arm} has no study yet, since the launch was cut off before; vqsearch "
+                "compare with its file makes it and goes on with the others"
+            )
 
 
 def _planned(

@@ -143,6 +143,16 @@ def test_the_studies_of_a_comparison_are_found_by_its_name_and_alone(made):
     assert study.expand(store, ["duel-mamba", "x"]) == ["duel-mamba", "x"]
 
 
+def test_a_comparison_that_lacks_an_arm_is_not_resumed_without_it(tmp_path, made):
+    store, _ = made
+    optuna.delete_study(study_name="duel-mamba", storage=store)
+    ran = CliRunner().invoke(cli, ["resume", "--storage", f"journal:///{tmp_path}/studies", "--study", "duel"])
+    assert str(ran.exception) == (
+        "duel: the arm mamba has no study yet, since the launch was cut off before; vqsearch compare with its file "
+        "makes it and goes on with the others"
+    )
+
+
 def test_other_arms_under_the_same_name_are_refused(made):
     _, run = made
     with pytest.raises(
