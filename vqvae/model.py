@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vqvae.attention import ATTENTION
 from vqvae.codes import Quantized, Quantizer
@@ -172,7 +173,7 @@ def count_parameters(config: TrainConfig) -> int:
     Raises:
         ConfigError: as in `build_model`.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
@@ -182,9 +183,21 @@ def bits_per_image(config: TrainConfig) -> float:
     Raises:
         ConfigError: a quantizer of an unknown name.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         quantizer = _chosen(QUANTIZERS, "quantizer.kind", config.quantizer.kind)(config.quantizer)
     return config.tokens * math.log2(quantizer.codebook_size)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no weights: on the meta device there are none, but torch imports its compiler, in seconds, to say so."""
+
+    def __torch_function__(
+        self, function: Any, _types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        options = options or {}
+        if getattr(function, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+            return arguments[0] if arguments else options["tensor"]
+        return function(*arguments, **options)
 
 
 def _chosen(registry: dict[str, Any], key: str, name: str) -> Any:
