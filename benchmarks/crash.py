@@ -32,8 +32,7 @@ import psutil
 import small
 from optuna.trial import FrozenTrial, TrialState
 
-from search import records
-from search import study as studies
+from search import catalog, records
 from search.errors import VqsearchError
 from search.lease import is_lease
 from search.space import Space
@@ -93,7 +92,7 @@ class Soak:
     def read(self) -> tuple[list[FrozenTrial], Space] | None:
         """The trials as the storage has them, and their space; None before there is a study."""
         try:
-            study, space = studies.load(open_storage(self.url, create=False), "soak")
+            study, space = catalog.load(open_storage(self.url, create=False), "soak")
         except VqsearchError:
             return None
         return study.get_trials(), space

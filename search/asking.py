@@ -15,12 +15,12 @@ import optuna
 from optuna.storages import BaseStorage
 
 from search import lease, parameters, records, space, yaml12
+from search.catalog import trial_of
 from search.errors import LeaseError, SpaceError, StudyError
 from search.lease import Holder, Lease
 from search.records import Request
 from search.space import Space
 from search.steering import is_finished, prune_at_rest, step_of
-from search.study import trial_of
 
 WAIT_S = 0.5
 """Wall seconds between two looks for an answer."""

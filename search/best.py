@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from search import records, standing, units, yaml12
+from search.catalog import trial_of
 from search.errors import StudyError
 from search.space import Space
-from search.study import trial_of
 from search.text import one_line
 from vqvae import conversion
 from vqvae.config import COSTS, ConfigError

@@ -14,10 +14,10 @@ import optuna
 from optuna.storages import BaseStorage
 
 from search import lease, output, records, retention
+from search.catalog import load, studies
 from search.errors import OutputError, StudyError
 from search.lease import Lease
 from search.retention import Rubbish
-from search.study import load, studies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,7 @@ def finalists(
     which settings is written to the study. Once all of them have ended the
     command only says what they came to.
     """
+    from search import catalog
     from search import compare as comparing
     from search import finalists as judging
     from search import launch as launching
@@ -70,7 +71,7 @@ def finalists(
     if compared := comparing.name_of(store, [study]):
         _of_a_comparison(store, compared, any((top, seeds, include, now, output, address, wait_for_nodes)), as_json)
         return
-    loaded, space = studies.load(store, study)
+    loaded, space = catalog.load(store, study)
     given = {"finalists.top": top, "finalists.seeds": seeds, "finalists.include": include}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if space.finalists is None:
@@ -90,7 +91,7 @@ def finalists(
         if ended:
             click.echo(f"go on with: vqsearch finalists{storage_flag(url)} --study {loaded.study_name}", err=as_json)
             sys.exit(128 + ended)
-        loaded, space = studies.load(open_storage(url, create=False), loaded.study_name)
+        loaded, space = catalog.load(open_storage(url, create=False), loaded.study_name)
     found = verdicts.judge(loaded, space)
     if as_json:
         print_json(None if found is None else verdicts.as_json(found))

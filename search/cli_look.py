@@ -121,12 +121,12 @@ def dashboard(
             f"--host {host}: other machines reach this address, and the dashboard asks nobody who they are; expected "
             f"--password-file FILE or ${login.VARIABLE}"
         )
+    from search import catalog
     from search import dashboard as serving
-    from search import study as studies
     from search.storage import open_storage
 
     opened = open_storage(storage_url(storage), create=False)
-    shown = studies.load(opened, study)[0]._study_id if study is not None else None
+    shown = catalog.load(opened, study)[0]._study_id if study is not None else None
     serving.serve(serving.listen(opened, host, port, password=word, write=write), shown, click.echo)
 
 
@@ -161,13 +161,13 @@ def report(storage: str | None, names: tuple[str, ...], target: str) -> None:
     Of a comparison: which arm won, with intervals and ties, what was held
     equal, and what that does not show.
     """
-    from search import findings, study
+    from search import catalog, findings
     from search import report as reporting
     from search.storage import open_storage
 
     url = storage_url(storage)
     store = open_storage(url, create=False)
-    loaded = [study.load(store, name) for name in study.expand(store, names or (None,))]
+    loaded = [catalog.load(store, name) for name in catalog.expand(store, names or (None,))]
     found = [findings.read(*each, url) for each in loaded]
     for line in reporting.write(found, target):
         click.echo(line)

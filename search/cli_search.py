@@ -113,10 +113,9 @@ def resume(
     detach: bool,
 ) -> None:
     """Go on with a study, or with all arms of a comparison, from the storage alone."""
-    from search import asking, cli_compare
+    from search import asking, catalog, cli_compare
     from search import compare as comparing
     from search import launch as launching
-    from search import study as studies
     from search.progress import View
     from search.space import assignment
     from search.storage import open_storage
@@ -124,7 +123,7 @@ def resume(
     url = storage_url(storage)
     store = open_storage(url, create=False)
     compared = comparing.name_of(store, [study])
-    loaded, _ = studies.load(store, studies.expand(store, [study])[0])
+    loaded, _ = catalog.load(store, catalog.expand(store, [study])[0])
     name = compared or loaded.study_name
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
     if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps)):
@@ -215,11 +214,10 @@ def _require_runnable(loaded: Space) -> None:
 
 def _finish(signal: int, url: str, name: str) -> None:
     """The last lines of a launch: what it came to, and what to do next."""
-    from search import standing
-    from search import study as studies
+    from search import catalog, standing
     from search.storage import open_storage
 
-    loaded, space = studies.load(open_storage(url, create=False), name)
+    loaded, space = catalog.load(open_storage(url, create=False), name)
     for line in standing.summary(loaded, space):
         say(line)
     flags = storage_flag(url)

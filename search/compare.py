@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import optuna
 from optuna.storages import BaseStorage
 
-from search import equality, launch, records, storage, study
+from search import catalog, equality, launch, records, storage
 from search.comparison import Comparison
 from search.equality import Proof
 from search.errors import StudyError
@@ -53,7 +53,7 @@ def run(
 
 def load(store: BaseStorage, name: str) -> list[tuple[optuna.Study, Space]]:
     """The arms of a comparison, to look at; none where no comparison has this name."""
-    return [study.load(store, each) for each in study.tied(store, name)]
+    return [catalog.load(store, each) for each in catalog.tied(store, name)]
 
 
 def name_of(store: BaseStorage, names: Sequence[str | None]) -> str | None:
@@ -63,10 +63,10 @@ def name_of(store: BaseStorage, names: Sequence[str | None]) -> str | None:
         store: where it may be.
         names: of one study or comparison; None where the storage holds just one.
     """
-    found = study.expand(store, names)
-    if len(found) < 2 and not study.tied(store, str(names[0])):
+    found = catalog.expand(store, names)
+    if len(found) < 2 and not catalog.tied(store, str(names[0])):
         return None
-    tie = records.tie(study.load(store, found[0])[0])
+    tie = records.tie(catalog.load(store, found[0])[0])
     return None if tie is None else tie.comparison
 
 
@@ -82,7 +82,7 @@ def _require_ours(store: BaseStorage, space: Space, tie: records.Tie) -> None:
     Raises:
         StudyError: it is none, or one of other arms.
     """
-    known = study.studies(store)
+    known = catalog.studies(store)
     if tie.comparison in known:
         raise StudyError(
             f"{tie.comparison}: the storage holds a study of this name, so that no comparison can have it; expected "
@@ -90,7 +90,7 @@ def _require_ours(store: BaseStorage, space: Space, tie: records.Tie) -> None:
         )
     if space.study not in known:
         return
-    there = records.tie(study.load(store, space.study)[0])
+    there = records.tie(catalog.load(store, space.study)[0])
     if there is None or (there.comparison, there.arm) != (tie.comparison, tie.arm):
         raise StudyError(
             f"{space.study}: the storage holds a study of this name that is no arm of {tie.comparison}; expected "

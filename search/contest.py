@@ -19,6 +19,9 @@ from vqvae.config import METRICS
 
 BITS = "entropy_bits_per_image"
 
+ONE_PHOTOGRAPH = "The test images are crops of one photograph: intervals over them say nothing of another photograph."
+"""What is to be said of the bundled photographs' test split."""
+
 DROP = (
     "Behind the best is the difference of the means, paired by image; the drop is by how much the test mean is worse "
     "than the validation mean of the same seeds."
@@ -163,7 +166,7 @@ def caveats(found: Sequence[Findings], of: Ranking) -> list[str]:
     """What the comparison does not show, for the reader who means to attack it."""
     space = found[0].space
     base, budget = space.base, space.budget
-    lines = [answer.PLUMBING] if base.data.source == "photographs" else []
+    lines = [answer.PLUMBING, ONE_PHOTOGRAPH] if base.data.source == "photographs" else []
     lines += [
         "One data set at one resolution: other images may rank the arms otherwise.",
         "Each arm was searched once. How much another search of the same budget would change the setting that stands "
@@ -191,6 +194,14 @@ def caveats(found: Sequence[Findings], of: Ranking) -> list[str]:
     lines += [f"Not measured on the test split: {answer.listed(missing)}."] if missing else []
     if not any("peak_memory_gib" in each.representative.costs for each in of.ranked):
         lines.append("Peak memory was not measured, which takes a GPU.")
+    speeds = {each.name: each.representative.costs.get("images_per_s") for each in of.ranked}
+    rates = sorted((speed, name) for name, speed in speeds.items() if speed)
+    if len(rates) > 1:
+        (slow, last), (fast, first) = rates[0], rates[-1]
+        lines.append(
+            f"Compute was not held equal: {first} trains at {units.text('images_per_s', fast)}, {last} at "
+            f"{units.text('images_per_s', slow)}."
+        )
     devices = list(dict.fromkeys(name for each in found for name in each.compute.devices))
     if len(devices) > 1:
         lines.append(f"Trials ran on {answer.listed(devices)}, so speeds do not compare.")

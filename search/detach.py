@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search import lease, output, records
+from search.catalog import load
 from search.errors import OutputError, StorageError, StudyError
 from search.storage import open_storage
-from search.study import load
 
 LOG = "launch.log"
 WAIT_S = 0.25

@@ -21,11 +21,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from search import parameters, records
+from search.catalog import load, studies
 from search.errors import StudyError
 from search.parameters import UNSEARCHABLE
 from search.records import Original
 from search.space import Space, violations
-from search.study import load, studies
 from vqvae import conversion
 from vqvae.config import COSTS, METRICS, ConfigError, TrainConfig
 

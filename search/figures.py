@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -41,6 +42,9 @@ DPI = 220
 
 COLUMNS = 6
 """Pictures side by side."""
+
+NAME = 7
+"""Points of the names beside them."""
 
 OUTLIER = 3.0
 """Interquartile ranges beyond the third quartile after which a value is drawn at the edge."""
@@ -268,20 +272,35 @@ def reconstructions(sheets: Sequence[tuple[str, bytes]], resolution: int) -> Fig
         rows.append((name, made))
     if not rows:
         return None
-    left = 0.72  # inches for the names
+    names = [_fitting(printable(name), 0.4 * WIDTH) for name, _ in rows]
+    left = max(map(_inches, names)) + 0.1
     side = (WIDTH - left) / max(pixels.shape[1] / resolution for _, pixels in rows)
     height = len(rows) * (side + 0.03)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height))
-        for row, (name, pixels) in enumerate(rows):
+        for row, (name, (_, pixels)) in enumerate(zip(names, rows, strict=True)):
             place = ((left / WIDTH), 1 - (row + 1) * (side + 0.03) / height, 1 - left / WIDTH, side / height)
             axes = figure.add_axes(place)
             axes.imshow(pixels, interpolation="none", aspect="equal")
             axes.set_axis_off()
-            figure.text(
-                (left - 0.06) / WIDTH, place[1] + place[3] / 2, printable(name), ha="right", va="center", fontsize=7
-            )
+            figure.text((left - 0.06) / WIDTH, place[1] + place[3] / 2, name, ha="right", va="center", fontsize=NAME)
         return figure
+
+
+def _inches(name: str) -> float:
+    """How wide a name is beside a strip."""
+    with matplotlib.rc_context(_STYLE):
+        return float(TextPath((0, 0), name, size=NAME).get_extents().width) / 72
+
+
+def _fitting(name: str, inches: float) -> str:
+    """The name, with as much of its middle left out as has to be."""
+    kept = len(name)
+    short = name
+    while _inches(short) > inches and kept > 2:
+        kept -= 1
+        short = f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}"
+    return short
 
 
 def pdf(figure: Figure) -> bytes:

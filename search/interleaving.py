@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from search import records
@@ -76,8 +77,9 @@ class Interleaved(Searcher):
         return {}
 
 
-def _progress(arm: StudySearcher) -> float:
-    """Part of its budget that an arm has spent or is spending."""
-    opened = arm.opened
+def _progress(arm: StudySearcher) -> tuple[float, int]:
+    """The part of its budget that an arm has spent or is spending, and of how many finalists."""
+    opened, trials = arm.opened, arm.opened.trials()
     searching = sum(flight.finalist is None for flight in opened.flights.values())
-    return (sum(map(records.counts, opened.trials())) + searching) / opened.space.budget.trials
+    judged = sum(t.state != TrialState.WAITING and records.finalist(t) is not None for t in trials)
+    return (sum(map(records.counts, trials)) + searching) / opened.space.budget.trials, judged

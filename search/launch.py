@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from search import (
+    catalog,
     cluster,
     curves,
     driver,
@@ -158,7 +159,7 @@ def resume(
     storage.open_storage(url, create=False)  # A mistyped URL must not make a database.
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     moved = None if root is None else output.absolute(root)
-    names = study.expand(store, [name])
+    names = catalog.expand(store, [name])
     if names != [name]:
         _require_all_arms(store, names)
     planned = [_planned(store, each, changes or {}, moved, steps, view) for each in names]
@@ -166,7 +167,7 @@ def resume(
 
 
 def _require_all_arms(store: BaseStorage, names: Sequence[str | None]) -> None:
-    tie = records.tie(study.load(store, names[0])[0])
+    tie = records.tie(catalog.load(store, names[0])[0])
     assert tie is not None, "other names are those of arms"
     for arm, each in tie.arms.items():
         if each not in names:
@@ -179,7 +180,7 @@ def _require_all_arms(store: BaseStorage, names: Sequence[str | None]) -> None:
 def _planned(
     store: BaseStorage, name: str | None, changes: Mapping[str, Any], moved: str | None, steps: int | None, view: View
 ) -> Planned | None:
-    known, space = study.load(store, name)
+    known, space = catalog.load(store, name)
     space = study.operational(space, changes)
     if steps is not None:
         space = lengthening.lengthen(space, known.get_trials(deepcopy=False), steps)

@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from search import finalists, lease, records, standing
+from search import catalog, finalists, lease, records, standing
 from search import study as studies
 from search.lease import Holder
 from search.picture import Picture
@@ -147,7 +147,7 @@ def of_study(storage: BaseStorage, name: str | None, way_on: Callable[[str], str
     Raises:
         StudyError: no such study.
     """
-    study, space = studies.load(storage, name)
+    study, space = catalog.load(storage, name)
     holder = lease.last(storage, study.study_name)
     lives = None if holder is None else lease.lives(holder)
     driver = None if lives is False else holder

@@ -15,9 +15,9 @@ import optuna
 from optuna.trial import TrialState
 
 from search import output, progress, records, standing, yaml12
+from search.catalog import trial_of
 from search.errors import OutputError, StudyError, UserError, VqsearchError, writing
 from search.space import Space
-from search.study import trial_of
 from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.presets import preset

@@ -126,10 +126,10 @@ def storage_flag(url: str) -> str:
 
 def load(storage: str | None, study: str | None) -> Any:
     """A study to look at, and its space."""
-    from search import study as studies
+    from search import catalog
     from search.storage import open_storage
 
-    return studies.load(open_storage(storage_url(storage), create=False), study)
+    return catalog.load(open_storage(storage_url(storage), create=False), study)
 
 
 def load_driven(storage: str | None, study: str | None) -> tuple[Any, str]:
@@ -137,15 +137,14 @@ def load_driven(storage: str | None, study: str | None) -> tuple[Any, str]:
 
     Of a comparison, whose arms have one driver, it is the first arm that is driven.
     """
-    from search import compare, lease
-    from search import study as studies
+    from search import catalog, compare, lease
     from search.storage import open_storage
 
     store = open_storage(storage_url(storage), create=False)
     compared = compare.name_of(store, [study])
-    names = studies.expand(store, [study])
+    names = catalog.expand(store, [study])
     driven = [name for name in names if name is not None and lease.driver(store, name) is not None]
-    loaded = studies.load(store, (driven if compared and driven else names)[0])[0]
+    loaded = catalog.load(store, (driven if compared and driven else names)[0])[0]
     return loaded, compared or loaded.study_name
 
 

@@ -271,7 +271,7 @@ def _correction(ranking: Ranking) -> str:
     """How many differences were looked at, and what a correction for their number changes."""
     count = len(ranking.differences)
     if count == 1:
-        return f"one difference was looked at; of arms that are alike, one in {1 / (1 - CONFIDENCE):.0f} shows one"
+        return f"of arms that are alike, one pair in {1 / (1 - CONFIDENCE):.0f} shows a difference by chance"
     lost = [names for names, each in ranking.differences.items() if not each.tie and not ranking.shown(each)]
     said = (
         f"{count} differences between arms were looked at, and their {CONFIDENCE:.0%} intervals are not corrected for "

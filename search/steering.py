@@ -17,10 +17,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search import lease, records
+from search.catalog import trial_of
 from search.cluster import Control
 from search.lease import Lease
 from search.records import Request
-from search.study import OpenStudy, trial_of
+from search.study import OpenStudy
 
 POLL_S = 1.0
 """Wall seconds between two looks at the requests."""

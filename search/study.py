@@ -1,7 +1,7 @@
 """The study in the storage: opened, created, resumed; what it still owes; what it left behind.
 
 Everything a search needs to go on is here and nowhere else. A driver holds an `OpenStudy`; readers use
-`load` and `studies`.
+`search.catalog`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search import attachments, output, records, sampling, space
+from search import attachments, catalog, output, records, sampling, space
 from search.errors import OutputError, StudyError, VqsearchError
-from search.lease import Lease, is_lease
+from search.lease import Lease
 from search.lengthening import lengthen
 from search.retention import Keeper
 from search.space import Space
@@ -157,88 +157,6 @@ class OpenStudy:
             self.lease.release()
 
 
-def studies(storage: BaseStorage) -> list[str]:
-    """Names of the searches in a storage: those of vqsearch, leases aside."""
-    return sorted(
-        summary.study_name
-        for summary in storage.get_all_studies()
-        if not is_lease(summary.study_name) and records.SPACE in summary.user_attrs
-    )
-
-
-def tied(storage: BaseStorage, comparison: str) -> list[str]:
-    """The studies that are arms of a comparison, in its order; those that a cut-off launch did not make left out.
-
-    Returns:
-        Nothing where no comparison has this name.
-    """
-    there = {
-        summary.study_name: found
-        for summary in storage.get_all_studies()
-        if not is_lease(summary.study_name)
-        and (found := records.tie_of(summary.user_attrs)) is not None
-        and found.comparison == comparison
-    }
-    order = [name for found in there.values() for name in found.arms.values()]
-    return [name for name in dict.fromkeys(order) if name in there]
-
-
-def expand(storage: BaseStorage, names: Sequence[str | None]) -> list[str | None]:
-    """Names of studies, those of comparisons replaced by their arms; None, for the only study there is, as well."""
-    known = studies(storage)
-    found: list[str | None] = []
-    for name in names:
-        if name is None and len(known) > 1:
-            ties = [records.tie_of(s.user_attrs) for s in storage.get_all_studies() if s.study_name in known]
-            several = {tie.comparison if tie else "" for tie in ties}
-            found += tied(storage, several.pop()) if len(several) == 1 and "" not in several else [None]
-        else:
-            found += [name] if name is None or name in known else tied(storage, name) or [name]
-    return found
-
-
-def load(storage: BaseStorage, name: str | None) -> tuple[optuna.Study, Space]:
-    """A study to look at.
-
-    Args:
-        storage: where it is.
-        name: its name; None where the storage holds just one.
-
-    Raises:
-        StudyError: no such study, several to choose from, or one of other software.
-    """
-    known = studies(storage)
-    listed = f"; it holds {', '.join(known)}" if known else "; it holds no search of vqsearch"
-    if name is None:
-        if len(known) != 1:
-            raise StudyError(f"--study is needed, since the storage does not hold exactly one search{listed}")
-        name = known[0]
-    try:
-        study = optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        raise StudyError(f"{name}: no such study in the storage{listed}") from None
-    stored = records.space(study)
-    if stored is None:
-        raise StudyError(f"{name}: this study was not made by vqsearch, so nothing can be said of it{listed}")
-    found = space.parse(stored, f"study {name}")
-    if found.study != name:  # Its folder below the output root goes by its name.
-        raise StudyError(f"{name!r}: its space is that of {found.study}; a study must go by the name in its space")
-    return study, found
-
-
-def trial_of(study: optuna.Study, number: int) -> FrozenTrial:
-    """One trial by its number.
-
-    Raises:
-        StudyError: no such trial, with the numbers there are.
-    """
-    trials = study.get_trials(deepcopy=False)
-    if not 0 <= number < len(trials):
-        there = f"from 0 to {len(trials) - 1}" if trials else "none yet"
-        raise StudyError(f"{study.study_name}: no trial {number}; the numbers go {there}")
-    return trials[number]
-
-
 def existing(storage: BaseStorage, wanted: Space, root: str | None) -> optuna.Study | None:
     """The study of a space file, if there is one.
 
@@ -251,9 +169,9 @@ def existing(storage: BaseStorage, wanted: Space, root: str | None) -> optuna.St
         StudyError: it searches something else, or keeps its checkpoints elsewhere; the message shows the difference
             and the ways on.
     """
-    if wanted.study not in studies(storage):
+    if wanted.study not in catalog.studies(storage):
         return None
-    study, stored = load(storage, wanted.study)
+    study, stored = catalog.load(storage, wanted.study)
     _refuse_a_change(stored, wanted, records.tie(study))
     there = records.output(study)
     if root not in (None, there):
@@ -341,7 +259,7 @@ def resume(
         LeaseError: another driver runs it.
         OutputError: the output root is not there, or can't be written.
     """
-    study, stored = load(storage, name)
+    study, stored = catalog.load(storage, name)
     changed = operational(stored, changes or {})
     output.check(root or records.output(study), create=False)
     require_files(study, root or records.output(study))

@@ -13,8 +13,7 @@ from optuna.storages import BaseStorage
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from search import several
-from search import study as studies
+from search import catalog, several
 from search.errors import StorageError
 from search.look import Look, head, of_study
 from search.patience import is_away, words
@@ -118,10 +117,10 @@ def look(storage: BaseStorage, name: str | None, way_on: Callable[[str], str]) -
     Raises:
         StudyError: no such study.
     """
-    found = studies.expand(storage, [name])
+    found = catalog.expand(storage, [name])
     if found == [name]:
         return of_study(storage, name, way_on)
-    known = studies.studies(storage)  # An arm that is just being made is not among them.
+    known = catalog.studies(storage)  # An arm that is just being made is not among them.
     looks = [of_study(storage, arm, way_on) for arm in found if arm in known]
     arms = {look.tie.arm: look for look in looks if look.tie is not None}
     if not arms:  # made this very moment

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from optuna.trial import TrialState
 from rich.console import Console
 
-from search import cleaning, launch, models, output, pruning, records, retention, space, storage, study
+from search import catalog, cleaning, launch, models, output, pruning, records, retention, space, storage, study
 from search import lease as leases
 from search.cli import cli
 from search.errors import LeaseError, OutputError, StudyError, UserError
@@ -201,7 +201,7 @@ def test_a_new_study_whose_files_would_mix_with_those_of_another_one_is_refused(
     with pytest.raises(OutputError) as late:
         study.create(storage.open_storage(other), place.space, place.root, 1)
     assert str(early.value) == str(late.value) == expected
-    assert study.studies(storage.open_storage(other)) == []
+    assert catalog.studies(storage.open_storage(other)) == []
     assert view.console.file.getvalue() == ""  # no picture was decoded
 
 
@@ -285,7 +285,7 @@ def test_nothing_is_removed_beside_a_running_driver(place):
         with pytest.raises(LeaseError, match=r"^tiny: .*" + str(os.getpid())):
             remove()
     driver.close()
-    assert study.studies(store) == ["tiny"]
+    assert catalog.studies(store) == ["tiny"]
 
 
 def test_delete_removes_the_study_its_leases_and_its_files_alone(place, monkeypatch):
@@ -353,7 +353,7 @@ def test_a_study_folder_that_is_a_link_is_left_alone(place, tmp_path):
     refused = f"vqsearch: {place.root}: tiny is behind a symbolic link; expected a path within the output root"
     assert run("delete", "tiny", "--storage", place.url, "--yes", code=2) == refused
     assert (tmp_path / "elsewhere" / "trials").is_dir()
-    assert study.studies(storage.open_storage(place.url)) == ["tiny"]
+    assert catalog.studies(storage.open_storage(place.url)) == ["tiny"]
 
 
 def test_export_says_that_a_checkpoint_has_gone_and_how_to_get_the_model(place, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from optuna.trial import TrialState
 
-from search import compare, comparison, records, study
+from search import catalog, compare, comparison, records, study
 from search.cli import cli
 from search.errors import StorageError, StudyError
 from search.lease import is_lease
@@ -75,6 +75,7 @@ def resumed(tmp_path_factory, duel):
     return folder, url, ran.stdout, before
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_comparison_that_was_killed_goes_on_from_its_name_alone(resumed):
     _, url, printed, before = resumed
@@ -85,10 +86,11 @@ def test_a_comparison_that_was_killed_goes_on_from_its_name_alone(resumed):
         assert sum(map(records.counts, found)) == 2
         assert [records.finalist(t).seed for t in found if records.finalist(t)] == [1, 2]
         assert all(found[number] == trial for number, trial in before[name].items())  # nothing was trained again
-        assert len(records.openings(study.load(open_storage(url), name)[0])) == 1
+        assert len(records.openings(catalog.load(open_storage(url), name)[0])) == 1
     assert "look at it:  vqsearch report --study duel --to duel.html" in printed
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_comparison_says_which_arm_won(resumed):
     _, _, printed, _ = resumed
@@ -96,6 +98,7 @@ def test_a_comparison_says_which_arm_won(resumed):
     assert all(f"\n{arm} " in printed for arm in ("attention", "mamba"))
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_finished_comparison_is_asked_again_without_training(resumed, duel):
     folder, url, _, _ = resumed
@@ -109,6 +112,7 @@ def test_a_finished_comparison_is_asked_again_without_training(resumed, duel):
     assert {name: trials(url, name) for name in ARMS} == before
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_an_arm_is_a_study_that_every_command_takes(resumed):
     _, url, _, _ = resumed
@@ -136,11 +140,11 @@ def made(tmp_path, write_duel):
 
 def test_the_studies_of_a_comparison_are_found_by_its_name_and_alone(made):
     store, _ = made
-    assert study.tied(store, "duel") == list(ARMS)
-    assert study.tied(store, "else") == []
-    assert study.expand(store, ["duel"]) == list(ARMS)
-    assert study.expand(store, [None]) == list(ARMS)
-    assert study.expand(store, ["duel-mamba", "x"]) == ["duel-mamba", "x"]
+    assert catalog.tied(store, "duel") == list(ARMS)
+    assert catalog.tied(store, "else") == []
+    assert catalog.expand(store, ["duel"]) == list(ARMS)
+    assert catalog.expand(store, [None]) == list(ARMS)
+    assert catalog.expand(store, ["duel-mamba", "x"]) == ["duel-mamba", "x"]
 
 
 def test_a_comparison_that_lacks_an_arm_is_not_resumed_without_it(tmp_path, made):
@@ -187,7 +191,7 @@ def test_a_study_that_is_no_arm_is_not_taken_for_one(tmp_path, write_duel, made)
 
 def test_a_comparison_can_not_have_the_name_of_a_study(tmp_path, write_duel, made):
     store, run = made
-    assert study.studies(store) == list(ARMS)
+    assert catalog.studies(store) == list(ARMS)
     with pytest.raises(StudyError, match=r"^duel-mamba: the storage holds a study of this name, so that no comparison"):
         run({("comparison",): "duel-mamba"})
 

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search import extension, models, parameters, pruning, records, space, standing, storage, study
+from search import catalog, extension, models, parameters, pruning, records, space, standing, storage, study
 from search.errors import StudyError
 
 
@@ -218,7 +218,7 @@ def test_a_launch_killed_while_it_copied_is_finished_by_the_same_command(store, 
     taken = extend(store, wanted)
     begun = optuna.create_study(study_name="again", direction="maximize", storage=store)
     begun.add_trial(taken.copies[0])
-    assert study.studies(store) == ["tiny"]
+    assert catalog.studies(store) == ["tiny"]
     opened = new(store, wanted, tmp_path, extend(store, wanted))
     assert [records.copied(trial).number for trial in opened.trials()] == [0, 1, 2]
     opened.close()

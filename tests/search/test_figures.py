@@ -136,3 +136,16 @@ def test_names_are_text_whatever_they_hold(found, recwarn):
     assert figures.pdf(figures.history([odd, found])).startswith(b"%PDF")
     assert figures.png(figures.history([odd, found])).startswith(b"\x89PNG")
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+@pytest.mark.parametrize("name", ["a", "mambavision, seed 1", "an arm whose name is longer than any column would hold"])
+def test_names_beside_pictures_lie_within_the_figure(name):
+    held = io.BytesIO()
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(held, "PNG")
+    figure = figures.reconstructions([(name, held.getvalue())], 16)
+    first, last = name[:1], name[-1:]
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert figure.texts[1].get_text().startswith(first)
+    assert figure.texts[1].get_text().endswith(last)
+    assert min(box.x0 for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) <= figure.axes[0].get_window_extent().x0

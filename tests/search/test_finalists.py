@@ -8,7 +8,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from search import answer, finalists, findings, pruning, records, retention, sampling, space, standing, study
+from search import answer, catalog, finalists, findings, pruning, records, retention, sampling, space, standing, study
 from search import lease as leases
 from search.errors import SpaceError
 from search.searcher import Assignment, StudySearcher
@@ -107,7 +107,7 @@ def fly(place, searcher, scheduler, assignment, name):
 
 def drive(place, changes=None):
     """Run a search to its end, one trial at a time."""
-    if place.space.study in study.studies(place.storage):
+    if place.space.study in catalog.studies(place.storage):
         driver = study.resume(place.storage, place.space.study, changes)
     else:
         driver = study.create(place.storage, place.space, place.root, 1)

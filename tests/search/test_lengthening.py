@@ -3,7 +3,7 @@
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from search import pruning, records, space, storage, study
+from search import catalog, pruning, records, space, storage, study
 from search.errors import SpaceError, StudyError
 from search.lengthening import lengthen
 
@@ -106,7 +106,7 @@ def test_a_longer_study_goes_on_with_its_rungs_and_keeps_the_change(load, tmp_pa
     late.report(11.5, 2)
     assert late.should_prune()
     opened.close()
-    _, stored = study.load(store, "tiny")
+    _, stored = catalog.load(store, "tiny")
     assert stored.budget.steps == 54
     assert stored.rungs == (2, 6, 18)
     assert opened.study.user_attrs[records.LENGTHS] == [{"from_trial": 0, "steps": 18}, {"from_trial": 3, "steps": 54}]

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
+from search import catalog, pruning, records, space, study
 from search import lease as leases
-from search import pruning, records, space, study
 from search.searcher import Assignment, StudySearcher
 from vqvae.conversion import from_dict
 
@@ -151,7 +151,7 @@ def reports(assignment, metric):
 
 def opened(storage, wanted, root):
     """A driver: the first ones launch, the others find all they need in the storage."""
-    if "tiny" in study.studies(storage):
+    if "tiny" in catalog.studies(storage):
         driver = study.resume(storage, "tiny")
     else:
         driver = study.create(storage, wanted, root, 1)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from optuna.trial import TrialState
 
-from search import asking, lease, pruning, space, steering, storage, study
+from search import asking, catalog, lease, pruning, space, steering, storage, study
 from search.cli import cli
 from search.cluster import Control
 from search.errors import LeaseError, SpaceError, StudyError
@@ -77,7 +77,7 @@ def driver(place):
 
 def elsewhere(place):
     """The study as another machine sees it."""
-    return study.load(storage.open_storage(place.url), "tiny")[0]
+    return catalog.load(storage.open_storage(place.url), "tiny")[0]
 
 
 def states(place):
