@@ -60,3 +60,14 @@ def test_a_guarantee_of_the_study_has_its_test(row):
 def test_every_field_of_the_trainer_is_in_its_table():
     keys = {key for row in rows(TRAINER) for key in re.findall(r"`([\w.]+)(?::[^`]*)?`", row[1])}
     assert set(fields()) - keys == set()
+
+
+def test_the_example_report_is_small_and_names_no_machine():
+    folder = ROOT / "docs" / "example-report"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5e6
+    text = (folder / "README.md").read_text()
+    assert not re.search(r"/(tmp|home|root|work|Users)/", text)
+    named = re.findall(r"\]\(([^)]+\.png)\)", text)
+    assert named
+    assert all((folder / name).is_file() for name in named)
