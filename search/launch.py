@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -209,6 +210,7 @@ def run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, v
     """
     if not planned:
         return 0
+    _require_alike(planned)
     for each in planned:
         curves.check(each.space, each.root)
     with contextlib.ExitStack() as reached:
@@ -219,6 +221,19 @@ def run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, v
             else:
                 study.require_files(each.known, each.root)
         return _run(planned, address, wait_for_nodes, view)
+
+
+def _require_alike(planned: Sequence[Planned]) -> None:
+    """An arm that went on alone may have come to ask for something else."""
+    first = planned[0].space
+    for each in planned[1:]:
+        for key in ("resources.gpus", "resources.cpus", "parallel"):
+            ours, theirs = (operator.attrgetter(key)(space) for space in (first, each.space))
+            if ours != theirs:
+                raise StudyError(
+                    f"{each.space.study}: {key} is {theirs}, but {ours} in {first.study}, and one driver runs both; "
+                    f"--set {key}={ours} makes them alike"
+                )
 
 
 def _run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, view: View) -> int:

@@ -157,6 +157,16 @@ def test_a_comparison_that_lacks_an_arm_is_not_resumed_without_it(tmp_path, made
     )
 
 
+def test_arms_that_came_to_ask_for_other_resources_are_not_driven_together(tmp_path, made):
+    store, _ = made
+    study.resume(store, "duel-mamba", {"resources.cpus": 2.0}).close()
+    ran = CliRunner().invoke(cli, ["resume", "--storage", f"journal:///{tmp_path}/studies", "--study", "duel"])
+    assert str(ran.exception) == (
+        "duel-mamba: resources.cpus is 2.0, but 1.0 in duel-attention, and one driver runs both; --set "
+        "resources.cpus=1.0 makes them alike"
+    )
+
+
 def test_other_arms_under_the_same_name_are_refused(made):
     _, run = made
     with pytest.raises(
