@@ -17,11 +17,11 @@ def cli() -> None:
     """Search the hyperparameters of image tokenizers (VQVAE): Optuna suggests, Ray Tune schedules.
 
     \b
-    vqsearch launch spaces/demo.yaml      search
-    vqsearch dashboard                    watch it in a browser
-    vqsearch resume                       go on where it stopped
-    vqsearch export --to my-model         take the best model away
-    vqsearch compare spaces/fair-demo.yaml   which tokenizer is best, each tuned fairly
+    vqsearch launch spaces/demo.yaml         search
+    vqsearch dashboard                       watch it in a browser
+    vqsearch resume                          go on where it stopped
+    vqsearch compare spaces/fair-demo.yaml   which tokenizer is best, each tuned
+    vqsearch export --to my-model            take the best model away
     vqsearch tokenize my-model FOLDER --to tokens.npz
     """
 
