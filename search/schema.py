@@ -23,7 +23,9 @@ class Objective(_Part):
     """What is optimized: one metric on held-out images."""
 
     metric: str
+    """What trials are compared by."""
     direction: Literal["minimize", "maximize"]
+    """Which way is better; it must be the metric's own where that has one."""
 
 
 class Budget(_Part):
@@ -41,12 +43,15 @@ class Sampler(_Part):
     """How parameters are chosen."""
 
     kind: Literal["tpe", "random", "qmc", "gp", "cmaes"] = "tpe"
+    """Optuna's sampler of that name. tpe, gp and cmaes begin with points of a scrambled Sobol sequence, from which qmc
+    takes all; gp goes with no pruner, cmaes with no choice among words."""
 
 
 class Pruner(_Part):
     """How trials are stopped early."""
 
     kind: Literal["asha", "median", "none"] = "asha"
+    """asha (at a rung the best go on), median (who is not behind the median of those before) or none."""
     rungs: int = Field(default=2, ge=1, le=6)
     """Steps before the last at which trials are compared."""
     reduction_factor: int = Field(default=3, ge=2)
@@ -59,7 +64,9 @@ class Resources(_Part):
     """What one trial asks the cluster for."""
 
     gpus: float = Field(default=1.0, ge=0)
+    """GPUs, at most 1; a fraction lets as many trials share one as it holds."""
     cpus: float = Field(default=1.0, gt=0)
+    """CPU cores."""
 
 
 class Keep(_Part):
@@ -93,30 +100,42 @@ class Limits(_Part):
     """Bounds of a quantity; a trial outside them is infeasible."""
 
     min: float | None = None
+    """The least that is allowed."""
     max: float | None = None
+    """The most that is allowed."""
 
 
 class File(_Part):
     """The keys of a space file."""
 
     study: str
+    """Name of the study: letters, digits, '.', '_' and '-'."""
     objective: Objective
     budget: Budget
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     resources: Resources = Resources()
     parallel: int | None = Field(default=None, ge=1, le=10**5)
+    """Trials at once; none is what the cluster holds at the moment."""
     retries: int = Field(default=2, ge=0)
+    """How often a trial goes on after it lost its worker."""
     seed: int = Field(default=0, ge=0)
+    """Of the sampler and of every trial."""
     keep: Keep = Keep()
     log: Log = Log()
     finalists: Finalists | None = None
     storage: str | None = None
+    """URL of the storage; none is $VQSEARCH_STORAGE, else sqlite:///vqsearch.db."""
     output: str | None = None
+    """Folder or bucket URL of checkpoints and pictures; none is ./vqsearch-output."""
     train: dict[str, Any] = {}
+    """Fields of the training config, the same for all trials."""
     search: dict[str, Any]
+    """Fields of the training config that are searched, with their distributions."""
     constraints: dict[str, Limits] = {}
+    """Limits of quantities."""
     baselines: list[dict[str, Any]] = []
+    """Settings that are tried first."""
 
 
 def validate(values: Mapping[str, Any], document: yaml12.Document) -> File:

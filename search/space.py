@@ -95,6 +95,11 @@ def rungs(steps: int, pruner: Pruner) -> tuple[int, ...]:
     return tuple(first * pruner.reduction_factor**rung for rung in range(pruner.rungs)) if first else ()
 
 
+def quantities() -> tuple[str, ...]:
+    """What `constraints` may limit."""
+    return ("bits_per_image", "tokens", *vqvae_config.COSTS, *vqvae_config.METRICS)
+
+
 def load(
     path: str | Path, overrides: Sequence[str] = (), *, study: str | None = None, trials: int | None = None
 ) -> Space:
@@ -326,11 +331,10 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
         raise document.error(
             ("sampler", "kind"), f"cmaes searches numbers only, and {choice} is a choice without order"
         )
-    quantities = ("bits_per_image", "tokens", *vqvae_config.COSTS, *metrics)
     for name, limits in space.constraints.items():
         path = ("constraints", name)
-        if name not in quantities:
-            raise document.error(path, f"unknown quantity; known are {', '.join(quantities)}")
+        if name not in quantities():
+            raise document.error(path, f"unknown quantity; known are {', '.join(quantities())}")
         if limits.min is None and limits.max is None:
             raise document.error(path, "must have min or max or both")
         if any(limit is not None and limit <= 0 for limit in (limits.min, limits.max)):
