@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from search import cli_clean, cli_compare, cli_judge, cli_look, cli_models, cli_search, cli_steer
+from search import cli_clean, cli_compare, cli_doctor, cli_judge, cli_look, cli_models, cli_search, cli_steer
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
 
@@ -40,6 +40,7 @@ for command in (
     cli_look.dashboard,
     cli_look.report,
     cli_search.validate,
+    cli_doctor.doctor,
     cli_clean.clean,
     cli_clean.delete,
     cli_models.export,

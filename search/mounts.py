@@ -19,6 +19,16 @@ def shared(path: Path, mounts: str | None = None) -> str | None:
     """The type of the shared file system on which a path lies; None for one of this machine alone.
 
     Args:
+        path, mounts: as in `kind`.
+    """
+    found = kind(path, mounts)
+    return found if found.lower() in SHARED else None
+
+
+def kind(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system on which a path lies; "" where that is not known.
+
+    Args:
         path: of a file or folder, which need not exist.
         mounts: lines as in /proc/mounts; by default those of this process, none where the system has no such list.
     """
@@ -33,4 +43,4 @@ def shared(path: Path, mounts: str | None = None) -> str | None:
         # A later mount on the same folder hides the earlier one.
         if place.is_relative_to(point) and len(point.parts) >= length:
             length, found = len(point.parts), fields[2]
-    return found if found.lower() in SHARED else None
+    return found

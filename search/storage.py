@@ -85,23 +85,51 @@ def secrets_aside() -> Iterator[None]:
         os.environ.update(aside)
 
 
+@contextlib.contextmanager
+def asked(url: str) -> Iterator[sqlalchemy.Connection | None]:
+    """A connection to the server of a storage, for questions; None where there is no server. No table is made.
+
+    Raises:
+        StorageError: the server does not answer, or refuses.
+    """
+    if url.startswith("journal://") or (address := _address(url)).get_backend_name() == "sqlite":
+        yield None
+        return
+    address, arguments = _connecting(address)
+    with _told(redact(url)):
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, **arguments)
+        connection = engine.connect()
+    with connection:
+        yield connection
+
+
 def _relational(url: str, create: bool) -> BaseStorage:
     shown = redact(url)
+    address = _address(url)
+    if address.get_backend_name() == "sqlite":
+        return _sqlite(address, shown, create)
+    address, arguments = _connecting(address)
+    with _told(shown):
+        # A server closes connections that idle while models train.
+        return _made(address, {"pool_pre_ping": True, **arguments})
+
+
+def _address(url: str) -> sqlalchemy.URL:
+    shown = redact(url)
     try:
-        address = sqlalchemy.make_url(url)
+        return sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError:
         raise StorageError(f"{shown}: this is no storage URL") from None
     except ValueError:
         raise StorageError(f"{shown}: this is no storage URL: the port must be a number") from None
-    if address.get_backend_name() == "sqlite":
-        return _sqlite(address, shown, create)
+
+
+def _connecting(address: sqlalchemy.URL) -> tuple[sqlalchemy.URL, dict[str, Any]]:
+    """The address of a server with its driver, and what its engine takes."""
     if address.drivername == "postgresql":
         address = address.set(drivername="postgresql+psycopg")
     connecting = {key: value for key, value in _GIVES_UP.items() if key not in address.query}
-    arguments = {"connect_args": connecting} if address.drivername == "postgresql+psycopg" else {}
-    with _told(shown):
-        # A server closes connections that idle while models train.
-        return _made(address, {"pool_pre_ping": True, **arguments})
+    return address, {"connect_args": connecting} if address.drivername == "postgresql+psycopg" else {}
 
 
 def _sqlite(address: sqlalchemy.URL, shown: str, create: bool) -> BaseStorage:
