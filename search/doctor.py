@@ -69,7 +69,7 @@ def _places(loaded: Sequence[Space], url: Callable[[Space | None], str], root: s
     first = loaded[0] if loaded else None
     try:
         from search import output, places, stored
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of a package can't be loaded
         yield _crashed("places", error)
         return
     place = root or (first.output if first else None) or output.DEFAULT
