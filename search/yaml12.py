@@ -123,7 +123,11 @@ def parse(text: str, name: str) -> Document:
             values or levels than any space has; with its line.
     """
     lines: dict[Path, int] = {}
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        where = f"{name}:{text[: error.position].count(chr(10)) + 1}"
+        raise SpaceError(where, "", f"this is no valid YAML: it holds the character U+{error.character:04X}") from None
     try:
         node = loader.get_single_node()
         value = None if node is None else _construct(loader, node, (), (), lines, name)
@@ -131,8 +135,6 @@ def parse(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
         raise SpaceError(where, "", f"this is no valid YAML: {error.problem or error.context}") from None
-    except yaml.reader.ReaderError as error:
-        raise SpaceError(name, "", f"this is no text in UTF-8: {error.reason}") from None
     except RecursionError:  # of PyYAML's parser, before anything is constructed
         raise SpaceError(f"{name}:{loader.line + 1}", "", TOO_DEEP) from None
     finally:

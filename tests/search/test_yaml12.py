@@ -41,6 +41,11 @@ def test_what_is_no_yaml_is_an_error_with_its_line():
         yaml12.parse("a: 1\n  b: [1, 2\n", "x.yaml")
 
 
+def test_a_character_that_no_yaml_may_hold_is_an_error_with_its_line():
+    with pytest.raises(SpaceError, match=r"^a\.yaml:2: this is no valid YAML: it holds the character U\+001B$"):
+        yaml12.parse("study: a\nseed: \x1b[2J\n", "a.yaml")
+
+
 def test_no_python_object_is_ever_made():
     with pytest.raises(SpaceError, match=r"^x\.yaml:1: a: the tag .*os\.getcwd is not allowed"):
         yaml12.parse("a: !!python/object/apply:os.getcwd []\n", "x.yaml")
