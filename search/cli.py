@@ -17,6 +17,7 @@ def cli() -> None:
     """Search the hyperparameters of image tokenizers (VQVAE): Optuna suggests, Ray Tune schedules.
 
     \b
+    vqsearch doctor                          can this machine run a search?
     vqsearch launch spaces/demo.yaml         search
     vqsearch dashboard                       watch it in a browser
     vqsearch resume                          go on where it stopped

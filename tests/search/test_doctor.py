@@ -403,10 +403,11 @@ def test_a_storage_that_does_not_answer_is_one_of_the_findings(tiny_file, comman
     ],
 )
 def test_no_space_file_makes_the_doctor_crash(tmp_path, command, text):
-    (tmp_path / "bad\x1b[31m.yaml").write_text(text)
-    code, out, err = command("doctor", "bad\x1b[31m.yaml")
+    name = "bad\x1b[31m\nok.yaml"
+    (tmp_path / name).write_text(text)
+    code, out, err = command("doctor", name)
     assert (code, err) == (2, "")
-    assert "error    space          " in out
+    assert "error    space          bad\\x1b[31m\\nok.yaml:" in out
     assert "\x1b" not in out
     assert "Traceback" not in out
     assert "storage        sqlite:///vqsearch.db will be made" in out
