@@ -153,7 +153,10 @@ def _labels(config: TrainConfig, wanted: Space) -> dict[str, Any]:
     for parameter in wanted.parameters:
         if not all(labels.get(parent) in allowed for parent, allowed in parameter.when):
             continue
-        value = operator.attrgetter(parameter.name)(config)
+        try:
+            value = operator.attrgetter(parameter.name)(config)
+        except AttributeError:  # an option of a plug-in that was not given
+            raise _Left(f"outside {parameter.name}") from None
         if parameter.kind == "choice":
             fitting = [label for label, known in parameter.choices if known == value and type(known) is type(value)]
         else:

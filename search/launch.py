@@ -279,6 +279,13 @@ def check_trainable(space: Space) -> None:
     Raises:
         SpaceError: with file, line and key.
     """
+    from vqvae import metrics, sources
+
+    try:
+        sources.require(space.base.data)
+        metrics.measures(space.base.evaluation)
+    except ConfigError as unknown:
+        raise space.document.error(("train", *unknown.key.split(".")), unknown.problem) from None
     first = _first(space)
     choices = {p.name: p.labels for p in space.parameters if p.kind == "choice" and not p.when}
     fault = functools.partial(_fault, space, driver.measure())

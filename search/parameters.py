@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vqvae import conversion
+from vqvae import conversion, plugins
 from vqvae.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ UNSEARCHABLE = (
         "checkpoint_every": "it changes nothing that is measured",
         "micro_batch": "it changes nothing that is measured",
         "loss.lpips_trunk": "it is the place of a file; set it under train",
+        "loss.terms": "search one of them, as loss.terms.NAME",
+        "model.options": "search one of them, as model.options.NAME",
+        "quantizer.options": "search one of them, as quantizer.options.NAME",
     }
     | dict.fromkeys(
         (
@@ -47,17 +51,22 @@ UNSEARCHABLE = (
             "data.splits",
             "data.validation_fraction",
             "data.test_fraction",
+            "data.options",
             "evaluation.images",
             "evaluation.lpips",
             "evaluation.lpips_trunk",
             "evaluation.perturbed",
             "evaluation.rfid_weights",
             "evaluation.test",
+            "evaluation.metrics",
         ),
         "trials are compared on the same held-out images, measured alike",
     )
 )
 """Fields that no search may vary -> why."""
+
+OPTIONS = {"model.options": "backbone", "quantizer.options": "quantizer"}
+"""Fields with the options of plug-ins -> kind of the plug-in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,12 +139,20 @@ def parse(search: Mapping[str, Any], base: TrainConfig, document: yaml12.Documen
     found: dict[str, Parameter] = {}
     for name, value in search.items():
         path = ("search", name)
+        holder, _, option = name.rpartition(".")
+        if holder == "loss.terms":
+            known[name] = float
+        elif holder in OPTIONS:
+            known[name] = _option(holder, option, search, base, document)
         if name not in known:
             raise document.error(path, conversion.unknown(name, known))
         if name in UNSEARCHABLE:
             raise document.error(path, f"can't be searched: {UNSEARCHABLE[name]}")
         found[name] = _parameter(name, value, known[name], document)
-        _try_values(found[name], base, document)
+        if holder in (*OPTIONS, "loss.terms"):
+            _try_options(found[name], search, base, document)
+        else:
+            _try_values(found[name], base, document)
     return _in_order(found, document)
 
 
@@ -154,7 +171,7 @@ def _parameter(name: str, value: Any, annotation: Any, document: yaml12.Document
     when = _conditions(value.get("when", {}), document, (*path, "when"))
     if kind == "choice":
         return Parameter(name=name, kind="choice", choices=_choices(value[kind], annotation, document, path), when=when)
-    if annotation not in ((float,) if kind == "float" else (int, float)):
+    if annotation not in ((Any, float) if kind == "float" else (Any, int, float)):
         raise document.error((*path, kind), f"{name} holds {_words(annotation)}, so {kind} can't search it")
     return _range(name, kind, value, when, document)
 
@@ -247,13 +264,57 @@ def _try_values(parameter: Parameter, base: TrainConfig, document: yaml12.Docume
     owner: Any = base
     for name in filter(None, part.split(".")):
         owner = getattr(owner, name)
-    candidates = [v for _, v in parameter.choices] if parameter.kind == "choice" else [parameter.low, parameter.high]
-    for value in candidates:
+    for value in _extremes(parameter):
         try:
             dataclasses.replace(owner, **{field: value})
         except ConfigError as error:
             if error.key == field:
                 raise document.error(("search", parameter.name), f"{field} {error.problem}") from None
+
+
+def _extremes(parameter: Parameter) -> list[Any]:
+    choice = parameter.kind == "choice"
+    return [value for _, value in parameter.choices] if choice else [parameter.low, parameter.high]
+
+
+def _named(kind: str, search: Mapping[str, Any], base: TrainConfig) -> list[str]:
+    """The parts of a kind that trials may have."""
+    key = plugins.KINDS[kind].key
+    searched = search.get(key)
+    choices = searched.get("choice") if isinstance(searched, dict) else None
+    values = choices.values() if isinstance(choices, dict) else choices if isinstance(choices, list) else ()
+    return [str(name) for name in (operator.attrgetter(key)(base), *values)]
+
+
+def _option(holder: str, option: str, search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> Any:
+    """The type of an option; Any where nothing is known of it, since its plug-in is not loaded here."""
+    kind = OPTIONS[holder]
+    found = [plugins.options(kind, name) for name in _named(kind, search, base)]
+    known = {key: hint for each in found for key, hint in (each or {}).items()}
+    if option in known:
+        return known[option]
+    if None in found:
+        return Any
+    problem = conversion.unknown(option, known) if known else f"no {kind} of this search has options"
+    raise document.error(("search", f"{holder}.{option}"), problem)
+
+
+def _try_options(parameter: Parameter, search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> None:
+    """As `_try_values`, with each part that has this option."""
+    holder, _, option = parameter.name.rpartition(".")
+    kind = OPTIONS.get(holder, "")
+    names = (
+        [name for name in _named(kind, search, base) if option in (plugins.options(kind, name) or {})] if kind else []
+    )
+    for value in _extremes(parameter):
+        for changes in [{plugins.KINDS[kind].key: name} for name in names] if kind else [{}]:
+            try:
+                config = conversion.replace(base, {**changes, parameter.name: value})
+                if kind:
+                    plugins.settled(kind, getattr(config, holder.partition(".")[0]))
+            except ConfigError as error:
+                if error.key == parameter.name:
+                    raise document.error(("search", parameter.name), f"{option} {error.problem}") from None
 
 
 def parse_baselines(

@@ -11,6 +11,7 @@ _HOMES: dict[str, str] = {
     "VqvaeError": "config",
     "from_dict": "conversion",
     "preset": "presets",
+    "register": "plugins",
     "replace": "conversion",
     "to_dict": "conversion",
     "build_model": "model",

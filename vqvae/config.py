@@ -11,8 +11,9 @@ This module uses the standard library only, so that a command line can read it w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 class VqvaeError(Exception):
@@ -80,6 +81,49 @@ def _one_of(config: object, name: str, *choices: str) -> None:
     require(value in choices, name, f"one of {', '.join(choices)}", value)
 
 
+class Options(Mapping[str, Any]):
+    """Settings by names that someone else understands, such as a plug-in (`vqvae.plugins`): immutable and hashable.
+
+    Args:
+        values: name -> number, text, boolean or a list of them.
+
+    Raises:
+        ConfigError: a value of another type.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = {str(name): _plain(str(name), value) for name, value in (values or {}).items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        """An option as a field: a part that is built finds its own dataclass in this place."""
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"no option {name!r}")
+        return self._values[name]
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(name, item) for item in value)
+    plain = isinstance(value, (bool, int, float, str)) and value == value  # NaN is not
+    require(plain, name, "a number, text, true, false or a list of them", value)
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Encoder and decoder, mirror images of each other but for their depth."""
@@ -107,6 +151,8 @@ class ModelConfig:
     """State dimensions of Mamba2 (N in the paper)."""
     channel_multipliers: tuple[float, ...] = ()
     """Convolution backbone: channels at each resolution / `width`, from pixels to tokens; () is 1/2, ..., 1/2, 1."""
+    options: Options = field(default_factory=Options)
+    """Settings that the backbone of a plug-in has for itself; ours have none."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "patch", "mlp_ratio", "head_size", "state_size"):
@@ -169,6 +215,8 @@ class QuantizerConfig:
     """gumbel: temperature of the last step (Ramesh et al. 2021, section 2.1 and appendix A.2)."""
     kl_weight: float = 5.0e-4
     """gumbel: weight of the divergence of the code distribution from the uniform one."""
+    options: Options = field(default_factory=Options)
+    """Settings that the quantizer of a plug-in has for itself; ours have none."""
 
     def __post_init__(self) -> None:
         require(self.codebook_size >= 2, "codebook_size", "at least 2", self.codebook_size)
@@ -206,9 +254,15 @@ class LossConfig:
     """Weight of LPIPS on the vgg16 trunk (Zhang et al. 2018)."""
     lpips_trunk: str = ""
     """File with torchvision's vgg16 weights; "" looks in torch.hub's folder, "random" draws them, for tests."""
+    terms: Options = field(default_factory=Options)
+    """Weights of the terms of plug-ins, by their names; at least 0."""
 
     def __post_init__(self) -> None:
         _each(self, "l1 l2 perceptual", least=0)
+        for name, weight in self.terms.items():
+            require(name not in ("l1", "l2", "perceptual"), f"terms.{name}", f"set as loss.{name}", weight)
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            require(number and 0 <= weight < math.inf, f"terms.{name}", "at least 0 and finite", weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +335,8 @@ class DataConfig:
     """Where the images come from and how they are prepared."""
 
     source: str = "photographs"
-    """photographs (bundled with scikit-image and scikit-learn, no download), folder, huggingface or webdataset."""
+    """photographs (bundled with scikit-image and scikit-learn, no download), folder, huggingface or webdataset, or one
+    that a plug-in adds to `vqvae.sources.SOURCES`."""
     path: str = ""
     """An image folder, searched in depth; the name or folder of a Hugging Face data set; a glob of WebDataset tars."""
     subset: str = "train"
@@ -313,9 +368,10 @@ class DataConfig:
     """Probability of stretching each color to the full range."""
     cache: str = ""
     """Folder of the decoded images that all trials of a machine share; "" is ~/.cache/vqsearch."""
+    options: Options = field(default_factory=Options)
+    """Settings that the source of a plug-in has for itself; ours have none."""
 
     def __post_init__(self) -> None:
-        _one_of(self, "source", "photographs", "folder", "huggingface", "webdataset")
         what = {"folder": "the folder of images", "huggingface": "the data set", "webdataset": "the tars"}
         if self.source in what:
             require(bool(self.path), "path", f"{what[self.source]}, since source is {self.source}", self.path)
@@ -351,6 +407,8 @@ class EvaluationConfig:
     """File with the Inception weights of torch-fidelity, with which rfid is measured; "" is off."""
     test: bool = False
     """Measure the whole test split too, at the last step: for models that report, never for one that is chosen."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of plug-ins that are measured too, by their names."""
 
     def __post_init__(self) -> None:
         require(self.images >= 1, "images", "at least 1", self.images)
@@ -450,7 +508,8 @@ METRICS: dict[str, str] = {
     "val/perplexity": "",
     "val/entropy_bits_per_image": "",
 }
-"""What an evaluation measures on held-out images -> the direction in which it is better, "" for a diagnostic."""
+"""What an evaluation measures on held-out images -> the direction in which it is better, "" for a diagnostic; metrics
+of plug-ins come on top."""
 
 COSTS = ("parameters", "images_per_s", "encode_images_per_s", "decode_images_per_s", "peak_memory_gib")
 """What an evaluation says of the cost: images_per_s is of training, the others are those of `vqvae.speed.costs`."""

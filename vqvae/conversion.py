@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vqvae.config import ConfigError, TrainConfig, require
+from vqvae.config import ConfigError, Options, TrainConfig, require
 
 
 def fields(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
@@ -52,6 +52,14 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
             return convert(key, value, kind)
         except ConfigError as error:
             raise ConfigError(key, error.problem.replace(", but got", f" or {word}, but got")) from None
+    if annotation is Any:  # the option of a plug-in that is not loaded here
+        return Options({key: value})[key]
+    if annotation is Options:
+        require(isinstance(value, Mapping), key, "a mapping", value)
+        try:
+            return Options(value)
+        except ConfigError as error:
+            raise error.within(key) from None
     if typing.get_origin(annotation) is tuple:
         require(isinstance(value, (list, tuple)), key, "a list", value)
         return tuple(convert(key, item, typing.get_args(annotation)[0]) for item in value)
@@ -106,12 +114,16 @@ def to_dict(config: Any) -> dict[str, Any]:
         item.name: (
             to_dict(value)
             if dataclasses.is_dataclass(value := getattr(config, item.name))
-            else list(value)
-            if isinstance(value, tuple)
-            else value
+            else {name: _json(each) for name, each in value.items()}
+            if isinstance(value, Options)
+            else _json(value)
         )
         for item in dataclasses.fields(config)
     }
+
+
+def _json(value: Any) -> Any:
+    return [_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

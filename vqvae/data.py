@@ -75,6 +75,7 @@ def load(config: DataConfig, tell: Callable[[Decoding], None] | None = None) -> 
             package that is not installed.
     """
     if config.source == "photographs":
+        sources.require(config)
         parts = {
             name: Images(part, np.arange(len(part))) for name, part in photographs.crops(config.resolution).items()
         }

@@ -7,19 +7,46 @@ b images, h height, w width
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae import plugins
+from vqvae.config import VqvaeError
 from vqvae.discriminator import adaptive_weight
 from vqvae.perceptual import LPIPS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vqvae.config import LossConfig
     from vqvae.discriminator import Gan
     from vqvae.model import Reconstruction
+
+
+TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss}
+"""Terms by name: images that were made and the originals to a scalar; a plug-in adds its own, maybe as a class."""
+
+RESERVED = (
+    "perceptual", "lpips_vgg", "lpips_random", "loss", "codebook", "commitment", "entropy", "kl", "gan_generator",
+    "gan_weight", "gan_discriminator", "gan_real", "gan_fake",
+)  # fmt: skip
+"""Names under which something else is reported."""
+
+
+def admit(part: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a plug-in may enter above.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(part, FunctionType) or (isinstance(part, type) and issubclass(part, nn.Module)):
+        term: Callable[[Tensor, Tensor], Tensor] = cast("Any", part)
+        return term
+    raise TypeError(f"must be a function of two batches of images, or a module class, but got {part!r}")
 
 
 class Loss(nn.Module):
@@ -40,6 +67,12 @@ class Loss(nn.Module):
         self.perceptual = LPIPS("vgg", config.lpips_trunk) if config.perceptual else None
         names = {"l1": "l1", "l2": "l2", "perceptual": self.perceptual.name if self.perceptual else ""}
         weights = {name: getattr(config, field) for field, name in names.items() if getattr(config, field)}
+        self.terms = dict(TERMS)
+        self.own = nn.ModuleList()
+        for name, weight in config.terms.items():
+            if weight:
+                weights[name] = float(weight)
+                self.terms[name] = self._made(plugins.find("loss", TERMS, name))
         self.names = tuple(weights)
         self.register_buffer("weights", torch.tensor(list(weights.values())))
 
@@ -82,10 +115,19 @@ class Loss(nn.Module):
         return total, {name: term.detach() for name, term in {**terms, "loss": total}.items()}
 
     def _term(self, name: str, images: Tensor, made: Tensor) -> Tensor:
-        if name == "l1":
-            return F.l1_loss(made, images)
-        if name == "l2":
-            return F.mse_loss(made, images)
-        assert self.perceptual is not None
-        distance: Tensor = self.perceptual(made, images)
-        return distance.mean()
+        if self.perceptual is not None and name == self.perceptual.name:
+            distance: Tensor = self.perceptual(made, images)
+            return distance.mean()
+        term = self.terms[name](made, images)
+        if not isinstance(term, Tensor) or term.shape != ():
+            got = f"shape {tuple(term.shape)}" if isinstance(term, Tensor) else repr(term)
+            raise VqvaeError(f"loss.terms.{name}: must give a scalar tensor, but got {got}")
+        return term
+
+    def _made(self, part: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """A plug-in's module is made here, and moves with this one; what it holds is not trained."""
+        if isinstance(part, type):
+            self.own.append(part().requires_grad_(False))
+            return self.own[-1]
+        term: Callable[[Tensor, Tensor], Tensor] = part
+        return term

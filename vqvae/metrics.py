@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from vqvae import plugins
+from vqvae.config import VqvaeError
 from vqvae.pictures import to_images
 from vqvae.robustness import Neighbors, images_within_reach, perturb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from vqvae.config import EvaluationConfig
@@ -91,6 +96,36 @@ def l1(images: Tensor, references: Tensor) -> Tensor:
     return (_unit(images) - _unit(references)).abs().mean((1, 2, 3))
 
 
+MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "l1": l1}
+"""Metrics of each image by name; a plug-in adds its own, which `evaluation.metrics` asks for."""
+
+RESERVED = (
+    "lpips_alex", "lpips_random", "lpips_perturbed", "lpips_random_perturbed", "rfid", "rfid_images", "codebook_usage",
+    "perplexity", "entropy_bits_per_image", "codebook_tokens", "codebook_undersampled",
+)  # fmt: skip
+"""Names under which something else is reported."""
+
+
+def admit(part: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a plug-in may enter above.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(part, FunctionType):
+        return part
+    raise TypeError(f"must be a function of two batches of images, but got {part!r}")
+
+
+def measures(config: EvaluationConfig) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The metrics of each image that a config measures, lpips aside: ours, and those of plug-ins that it asks for.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    return {name: plugins.find("metric", MEASURES, name) for name in ("psnr", "ssim", "l1", *config.metrics)}
+
+
 def code_statistics(counts: Tensor, tokens_per_image: int) -> dict[str, float]:
     """How the codes are used.
 
@@ -140,8 +175,8 @@ class Evaluation:
     """What an evaluation found."""
 
     metrics: dict[str, float]
-    """psnr (dB), ssim, l1, the lpips if any, each the mean over images; rfid and rfid_images if any; and
-    `code_statistics`."""
+    """psnr (dB), ssim, l1, those of plug-ins, the lpips if any, each the mean over images; rfid and rfid_images if any;
+    and `code_statistics`."""
     worst: list[int]
     """Numbers of the measured pictures, the one with the largest error first: of lpips if it was measured, else the one
     with the least psnr."""
@@ -179,6 +214,7 @@ def evaluate(
     codes, tokens = model.quantizer.codebook_size, model.rows**2
     counts = torch.zeros(codes, dtype=torch.long, device=device)
     rows = spread(len(pictures), config.images)
+    measured = measures(config)
     neighbors = Neighbors(model.quantizer, device) if lpips and config.perturbed else None
     reach = images_within_reach(codes, tokens, config.perturbed)
     perturbed = set(spread(len(rows), len(rows) if reach is None else reach).tolist())
@@ -189,7 +225,7 @@ def evaluate(
         images = to_images(pictures[rows[start : start + micro_batch]]).to(device)
         made, quantized = model(images)
         counts += torch.bincount(quantized.indices.flatten(), minlength=codes)
-        found = {"psnr": psnr(made, images), "ssim": ssim(made, images), "l1": l1(made, images)}
+        found = {name: _measured(name, measure, made, images) for name, measure in measured.items()}
         if lpips:
             found[lpips.name] = lpips(made.clamp(-1, 1), images)
         chosen = [place for place in range(len(images)) if start + place in perturbed]
@@ -214,6 +250,16 @@ def evaluate(
         worst=rows[errors.argsort(descending=True, stable=True).cpu().numpy()].tolist(),
         each={name: values.cpu().numpy() for name, values in each.items() if len(values) == len(rows)},
     )
+
+
+def _measured(name: str, measure: Callable[[Tensor, Tensor], Tensor], made: Tensor, images: Tensor) -> Tensor:
+    values = measure(made.float().clamp(-1, 1), images)
+    if not isinstance(values, Tensor) or values.shape != (len(images),):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
+        raise VqvaeError(
+            f"evaluation.metrics: {name} must give one number for each image, ({len(images)},), but got {got}"
+        )
+    return values
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ reading order (n = y x), c channels of a token.
 
 import math
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +18,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vqvae import plugins
 from vqvae.attention import ATTENTION
 from vqvae.codes import Quantized, Quantizer
-from vqvae.config import ConfigError, TrainConfig, VqvaeError
+from vqvae.config import ConfigError, QuantizerConfig, TrainConfig, VqvaeError
 from vqvae.convolution import CONVOLUTION
-from vqvae.layers import Backbone, conv, dense
+from vqvae.layers import Backbone, conv, dense, patch_backbone
 from vqvae.mamba import BIMAMBA, MAMBA
 from vqvae.mambavision import MAMBAVISION
 from vqvae.quantize import QUANTIZERS
@@ -34,6 +36,22 @@ BACKBONES: dict[str, Backbone] = {
     "mambavision": MAMBAVISION,
 }
 """Backbones by the name that `model.backbone` gives; a plug-in adds its own."""
+
+
+def admit(part: Any) -> Backbone:
+    """What a plug-in may enter above; a block alone becomes a `patch_backbone`.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(part, Backbone):
+        return part
+    if isinstance(part, FunctionType) or (isinstance(part, type) and issubclass(part, nn.Module)):
+        return patch_backbone(part)
+    raise TypeError(
+        "must be a vqvae.layers.Backbone, or a block of one: a module class or a function that takes a ModelConfig, "
+        f"but got {part!r}"
+    )
 
 
 class ShapeError(VqvaeError):
@@ -54,15 +72,16 @@ class VQVAE(nn.Module):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        backbone = _chosen(BACKBONES, "model.backbone", config.model.backbone)
-        width = backbone.token_width(config.model)
+        backbone: Backbone = plugins.find("backbone", BACKBONES, config.model.backbone)
+        settings = plugins.settled("backbone", config.model)
+        width = backbone.token_width(settings)
         self.resolution = config.data.resolution
         self.rows = config.data.resolution // config.model.patch
-        self.encoder = backbone.encoder(config.model, self.resolution)
-        self.quantizer: Quantizer = _chosen(QUANTIZERS, "quantizer.kind", config.quantizer.kind)(config.quantizer)
+        self.encoder = backbone.encoder(settings, self.resolution)
+        self.quantizer = build_quantizer(config.quantizer)
         self.to_code = dense(width, self.quantizer.code_dim, bias=True)
         self.from_code = dense(self.quantizer.code_dim, width, bias=True)
-        self.decoder = backbone.decoder(config.model, self.resolution)
+        self.decoder = backbone.decoder(settings, self.resolution)
         self.final_convolution: nn.Module = nn.Identity()
         if config.model.final_convolution:
             self.final_convolution = conv(3, 3, 3)
@@ -167,6 +186,16 @@ def build_model(config: TrainConfig) -> VQVAE:
     return VQVAE(config)
 
 
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
+    """The quantizer of a config.
+
+    Raises:
+        ConfigError: an unknown name, or options that it does not take.
+    """
+    quantizer: Quantizer = plugins.find("quantizer", QUANTIZERS, config.kind)(plugins.settled("quantizer", config))
+    return quantizer
+
+
 def count_parameters(config: TrainConfig) -> int:
     """Number of trained values of a config's model, without allocating it.
 
@@ -184,7 +213,7 @@ def bits_per_image(config: TrainConfig) -> float:
         ConfigError: a quantizer of an unknown name.
     """
     with torch.device("meta"), _Undrawn():
-        quantizer = _chosen(QUANTIZERS, "quantizer.kind", config.quantizer.kind)(config.quantizer)
+        quantizer = build_quantizer(config.quantizer)
     return config.tokens * math.log2(quantizer.codebook_size)
 
 
@@ -198,9 +227,3 @@ class _Undrawn(TorchFunctionMode):
         if getattr(function, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
             return arguments[0] if arguments else options["tensor"]
         return function(*arguments, **options)
-
-
-def _chosen(registry: dict[str, Any], key: str, name: str) -> Any:
-    if name not in registry:
-        raise ConfigError(key, f"must be one of {', '.join(registry)}, but got {name!r}")
-    return registry[name]

@@ -17,3 +17,14 @@ QUANTIZERS: dict[str, Callable[[QuantizerConfig], Quantizer]] = {
     "gumbel": GumbelQuantizer,
 }
 """Quantizers by the name that `quantizer.kind` gives; a plug-in adds its own."""
+
+
+def admit(part: object) -> Callable[[QuantizerConfig], Quantizer]:
+    """What a plug-in may enter above.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(part, type) and issubclass(part, Quantizer):
+        return part
+    raise TypeError(f"must be a class derived from vqvae.codes.Quantizer, but got {part!r}")

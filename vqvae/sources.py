@@ -15,8 +15,10 @@ import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vqvae import plugins
 from vqvae.config import VqvaeError
 from vqvae.pictures import SUFFIXES
 
@@ -49,9 +51,32 @@ def find(config: DataConfig) -> Source:
 
     Raises:
         DataError: nothing there, or the package that reads it is not installed.
+        ConfigError: as `require`.
     """
-    kinds = {"folder": folder, "huggingface": huggingface, "webdataset": webdataset}
-    return kinds[config.source](config)
+    read: Callable[[DataConfig], Source] = plugins.find("data", SOURCES, config.source, PHOTOGRAPHS)
+    return read(plugins.settled("data", config))
+
+
+def require(config: DataConfig) -> None:
+    """Makes sure that a config names a source that there is, with options that it takes.
+
+    Raises:
+        ConfigError: an unknown name, or such an option.
+    """
+    if config.source not in PHOTOGRAPHS:
+        plugins.find("data", SOURCES, config.source, PHOTOGRAPHS)
+    plugins.settled("data", config)
+
+
+def admit(part: Any) -> Callable[[DataConfig], Source]:
+    """What a plug-in may enter in `SOURCES`.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(part, FunctionType):
+        return part
+    raise TypeError(f"must be a function from a DataConfig to a vqvae.sources.Source, but got {part!r}")
 
 
 def folder(config: DataConfig) -> Source:
@@ -191,6 +216,16 @@ def webdataset(config: DataConfig) -> Source:
 
     stats = [(tar, *_size_and_time(tar)) for tar in tars]
     return Source(place=config.path, identity=_identity([], stats), total=0, pictures=pictures)
+
+
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "folder": folder,
+    "huggingface": huggingface,
+    "webdataset": webdataset,
+}
+"""Sources by the name that `data.source` gives, the bundled photographs aside; a plug-in adds its own."""
+
+PHOTOGRAPHS = RESERVED = ("photographs",)
 
 
 def _extra(extra: str, package: str) -> Any:

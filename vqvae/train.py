@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vqvae import checkpoint, conversion, weights
+from vqvae import checkpoint, conversion, sources, weights
 from vqvae.batches import batch
 from vqvae.checkpoint import CheckpointError, TrainingState
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.data import Images, load
 from vqvae.learner import Learner
 from vqvae.meter import Meter
-from vqvae.metrics import Evaluation, evaluate, spread
+from vqvae.metrics import Evaluation, evaluate, measures, spread
 from vqvae.model import count_parameters
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import sheet, to_images
@@ -148,6 +148,8 @@ def check(config: TrainConfig) -> None:
         WeightsError: files of weights that the run reads are missing.
     """
     _device(config)
+    sources.require(config.data)
+    measures(config.evaluation)
     count_parameters(config)
     weights.require(config)
 

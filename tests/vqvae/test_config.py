@@ -128,7 +128,6 @@ def test_whole_numbers_pass_as_floats_and_whole_floats_as_integers() -> None:
         ("optimizer.beta2", 1.0, "must be from 0 to below 1, but got 1.0"),
         ("optimizer.schedule", "linear", "must be one of cosine, wsd, constant, but got 'linear'"),
         ("optimizer.decay_fraction", 1.5, "must be from 0 to 1, but got 1.5"),
-        ("data.source", "web", "must be one of photographs, folder, huggingface, webdataset, but got 'web'"),
         ("data.crop_scale", 0.0, "must be above 0 and at most 1, but got 0.0"),
         ("data.validation_fraction", 1.0, "must be above 0 and below 1, but got 1.0"),
         (
