@@ -163,7 +163,8 @@ def _pictures(source: Source, tried: int = 8) -> Finding:
             pictures.read(content if isinstance(content, Path) else io.BytesIO(content), side=64)
         except pictures.UNREADABLE as error:
             broken.append(f"{name} ({type(error).__name__})")
-    said = f"{source.total:,} pictures in {source.place}" if source.total else source.place
+    pictures_in = f"{source.total:,} picture{'s' * (source.total != 1)} in "
+    said = (pictures_in if source.total else "") + source.place
     tries = min(tried, source.total or tried)
     if not broken:
         return Finding(name="images", status="ok", said=f"{said}; the first {tries} can be read")

@@ -333,7 +333,7 @@ def test_pictures_are_tried_and_none_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"not a picture")
     pictures, cache = places.images(config)
     assert line(pictures) == (
-        f"error: 1 pictures in {tmp_path}; 1 of the first 1 can't be read: a.png (UnidentifiedImageError) -> pictures "
+        f"error: 1 picture in {tmp_path}; 1 of the first 1 can't be read: a.png (UnidentifiedImageError) -> pictures "
         "that a viewer opens; the rest is skipped"
     )
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "b.png")
@@ -341,7 +341,7 @@ def test_pictures_are_tried_and_none_is_an_error(tmp_path):
     assert pictures.status == "warning"
     assert cache.name == "cache"
     (tmp_path / "a.png").unlink()
-    assert line(next(iter(places.images(config)))) == f"ok: 1 pictures in {tmp_path}; the first 1 can be read"
+    assert line(next(iter(places.images(config)))) == f"ok: 1 picture in {tmp_path}; the first 1 can be read"
 
 
 def test_a_check_that_crashes_or_hangs_is_a_finding_and_hides_passwords():
