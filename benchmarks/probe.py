@@ -1,7 +1,7 @@
-"""What a comparison will cost, before it is paid for: a timed probe of the smallest and the largest model of each arm.
+"""What a comparison will cost on GPUs that are not here, beside what `vqsearch validate --cost` finds on this machine.
 
-Speed is measured on this machine. For GPUs that are not here hours follow from the floating-point operations of a
-training step (matrix products, convolutions, attention; forwards and backwards, LPIPS too) over what such a GPU is
+Of each arm the smallest and the largest model are probed. Hours of other GPUs follow from the floating-point operations
+of a training step (matrix products, convolutions, attention; forwards and backwards, LPIPS too) over what such a GPU is
 assumed to reach of its dense bfloat16 peak: an estimate, of which the table gives a range.
 
 python benchmarks/probe.py spaces/fair.yaml
@@ -11,25 +11,19 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
-import random
 import statistics
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from search import comparison, equality, space
-from search.parameters import Parameter
-from search.space import Space
+from search import comparison, corners, equality
+from search.cost import figure, load_of
+from search.probe import speed_of
 from vqvae.config import TrainConfig
-from vqvae.conversion import replace
-from vqvae.learner import Learner
-from vqvae.model import build_model, count_parameters
+from vqvae.model import build_model
 from vqvae.perceptual import LPIPS
 
 PEAKS = {"A6000": 154.8e12, "H100": 989.4e12}
@@ -38,9 +32,6 @@ PEAKS = {"A6000": 154.8e12, "H100": 989.4e12}
 REACHED, LEAST, MOST = 0.25, 0.15, 0.35
 """Part of the peak that training is assumed to reach, and the range that is told beside it. Widths of a few hundred
 channels, norms, activations and the 7 x 7 depthwise convolution keep it low."""
-
-SECONDS = 2.0
-"""Of timed steps, at least, unless the first of them takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,38 +43,6 @@ class Corner:
     """Of a training step / images."""
     images_per_s: float
     """In training, on this device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """Images that an arm trains on."""
-
-    one: int
-    """In a trial that is not stopped."""
-    search: int
-    """In all its trials, were none of them stopped."""
-    share: float
-    """Part of that which is expected to be left where trials are stopped at rungs."""
-    finalists: int
-
-
-def corners(arm: Space) -> list[TrainConfig]:
-    """The configs of the smallest and the largest model that keep the limits of an arm."""
-    first: dict[str, Any] = {p.name: _ends(p)[0] for p in arm.parameters} | dict(
-        arm.baselines[0] if arm.baselines else {}
-    )
-    sizes = [p for p in arm.parameters if p.name.startswith("model.")]
-    found = {}
-    for labels in itertools.product(*map(_ends, sizes)):
-        config = arm.config(first | dict(zip([p.name for p in sizes], labels, strict=True)))
-        parameters = count_parameters(config)
-        if not space.violations(arm.constraints, {"parameters": float(parameters)}):
-            found[parameters] = config
-    return [found[min(found)], found[max(found)]]
-
-
-def _ends(parameter: Parameter) -> Sequence[Any]:
-    return parameter.labels if parameter.kind == "choice" else (parameter.low, parameter.high)
 
 
 def flops(config: TrainConfig) -> float:
@@ -112,71 +71,9 @@ def _flops_of_lpips(resolution: int) -> float:
     return float(counter.get_total_flops())
 
 
-def images_per_s(config: TrainConfig, images: int, device: torch.device) -> float:
-    """Images a second in training; on a CPU of a second of its time, whoever else uses it."""
-    config = replace(config, {"batch_size": images, "micro_batch": images})
-    learner = Learner(config, device)
-    batch = torch.rand(images, 3, config.data.resolution, config.data.resolution, device=device) * 2 - 1
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-
-    def step() -> float:
-        _wait(device)
-        started = clock()
-        learner.advance(lambda part: batch[part])
-        _wait(device)
-        return clock() - started
-
-    passes = [step()]  # compiles, and fills caches
-    if passes[0] < SECONDS or device.type == "cuda":
-        passes = []
-        while sum(passes) < SECONDS:
-            passes.append(step())
-    return images / statistics.median(passes)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def share(arm: Space, runs: int = 2000) -> float:
-    """Part of the steps of all trials that asha leaves on average, were the order of the trials a matter of chance."""
-    if arm.pruner.kind != "asha" or not arm.rungs:
-        return 1.0
-    chance, ends = random.Random(0), [*arm.rungs, arm.budget.steps]
-    done = 0
-    for _ in range(runs):
-        there = [0] * len(arm.rungs)
-        for _ in range(arm.budget.trials):
-            rung = 0
-            while rung < len(there):
-                there[rung] += 1
-                if chance.random() * there[rung] >= max(1, there[rung] // arm.pruner.reduction_factor):
-                    break
-                rung += 1
-            done += ends[rung]
-    return done / (runs * arm.budget.trials * arm.budget.steps)
-
-
-def load_of(arm: Space) -> Load:
-    """What an arm trains on; each of its baselines is taken for a finalist beside the best."""
-    one = arm.budget.steps * arm.base.batch_size
-    wanted = arm.finalists
-    finalists = 0
-    if wanted:
-        beside = len(arm.baselines) if wanted.include == "baselines" else 0
-        finalists = wanted.seeds * (wanted.top + beside)
-    return Load(one=one, search=arm.budget.trials * one, share=share(arm), finalists=finalists * one)
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
-
-
-def figure(value: float) -> str:
-    """With three digits that count."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main() -> None:
@@ -195,14 +92,12 @@ def main() -> None:
     probed: dict[str, list[Corner]] = {}
     for arm, each in arms.items():
         probed[arm] = []
-        for config in corners(each):
-            config = replace(config, {"loss.lpips_trunk": "random"})  # costs what the trained one does
-            torch.manual_seed(0)
+        for corner in corners.find(each).within:
             probed[arm].append(
                 Corner(
-                    parameters=count_parameters(config),
-                    flops=flops(config),
-                    images_per_s=images_per_s(config, images, device),
+                    parameters=corner.parameters,
+                    flops=flops(corner.config),
+                    images_per_s=speed_of(corner.config, device, images).images_per_s,
                 )
             )
     loads = {arm: load_of(each) for arm, each in arms.items()}

@@ -26,6 +26,8 @@ from search.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from search.space import Space
 
 
@@ -148,26 +150,49 @@ def resume(
         _finish(ended, url, name)
 
 
-@click.command(cls=Command, epilog="vqsearch validate spaces/*.yaml")
+@click.command(cls=Command, epilog="vqsearch validate spaces/*.yaml\nvqsearch validate --cost spaces/mamba.yaml")
 @click.argument("space", nargs=-1, required=True, type=click.Path())
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
+@click.option(
+    "--cost", is_flag=True, help="Train the smallest and the largest model for seconds: speed, memory, hours."
+)
 @json_option
-def validate(space: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check space files and comparisons: keys, ranges, baselines, that every choice builds, what is held equal."""
+def validate(space: tuple[str, ...], overrides: tuple[str, ...], cost: bool, as_json: bool) -> None:
+    """Check space files and comparisons: keys, ranges, baselines, that every choice builds, what is held equal.
+
+    \b
+    With --cost also what the search will take: hours of this machine's GPU
+    (else of its CPU's cores) with pruning and without, and what will not fit.
+    It reads no images, and writes nothing.
+    """
     from search import comparison
 
     checked = []
     for path in space:
         look = _validate_comparison if comparison.is_comparison(path) else _validate_space
-        found, lines = look(path, overrides)
+        found, lines, searches = look(path, overrides)
         checked.append(found)
         for line in () if as_json else lines:
             say(line)
+        if cost:
+            found["cost"] = _cost(searches, as_json)
     if as_json:
         print_json(checked)
 
 
-def _validate_space(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+def _cost(searches: Mapping[str, Space], as_json: bool) -> dict[str, Any]:
+    """Probe what some searches take, those of the arms of a comparison together, and print it."""
+    from search import cost as costing
+
+    costs = {arm: costing.cost_of(each, lambda line: say(line, err=True)) for arm, each in searches.items()}
+    if not as_json:
+        terminal().print(costing.table(costs))
+        for line in costing.lines(costs):
+            say(line)
+    return costing.as_json(costs)
+
+
+def _validate_space(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str], Mapping[str, Space]]:
     from search import space as spaces
 
     loaded = spaces.load(path, overrides)
@@ -175,10 +200,12 @@ def _validate_space(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, An
     found = {"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps}
     rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))
     words = f"{len(loaded.parameters)} parameters, {loaded.budget.trials} trials, evaluated at {rungs}"
-    return found, [f"{path}: ok; {words}"]
+    return found, [f"{path}: ok; {words}"], {"": loaded}
 
 
-def _validate_comparison(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+def _validate_comparison(
+    path: str, overrides: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str], Mapping[str, Space]]:
     from search import comparison, equality
 
     loaded = comparison.load(path, overrides)
@@ -201,7 +228,7 @@ def _validate_comparison(path: str, overrides: tuple[str, ...]) -> tuple[dict[st
             for arm, each in proof.found.items()
         },
     }
-    return found, equality.lines(path, loaded, proof)
+    return found, equality.lines(path, loaded, proof), proof.arms
 
 
 def _require_runnable(loaded: Space) -> None:
