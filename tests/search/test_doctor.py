@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -21,6 +20,7 @@ from search.checkup import Finding
 from search.machine import Device, Graphics
 from search.schema import Resources
 from search.storage import open_storage
+from vqvae.config import DataConfig
 
 H200 = Device(name="NVIDIA H200", memory=140 * 2**30, bfloat16=True)
 T4 = Device(name="Tesla T4", memory=15 * 2**30, bfloat16=False)
@@ -327,7 +327,7 @@ def test_a_storage_that_may_only_be_read_is_said():
 
 
 def test_pictures_are_tried_and_none_is_an_error(tmp_path):
-    config = SimpleNamespace(source="folder", path=str(tmp_path), cache=str(tmp_path), resolution=64)
+    config = DataConfig(source="folder", path=str(tmp_path), cache=str(tmp_path), resolution=64)
     found = one(doctor.guarded("images", lambda: places.images(config)))
     assert line(found).startswith(f"error: {tmp_path}: no pictures in it -> files ending in .jpg, ")
     (tmp_path / "a.png").write_bytes(b"not a picture")
