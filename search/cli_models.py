@@ -11,6 +11,7 @@ from search.options import (
     Command,
     json_option,
     load,
+    plugin_option,
     print_json,
     quiet_option,
     say,
@@ -24,6 +25,7 @@ from search.options import (
 @storage_option
 @study_option
 @click.option("--trial", "number", type=int, metavar="N", help="Which trial. Default: the best.")
+@plugin_option
 @click.option("--to", "target", required=True, metavar="DIR", help="A folder that is new or empty.")
 def export(storage: str | None, study: str | None, number: int | None, target: str) -> None:
     """Take a trained model out of a study: weights, config, and a sheet of reconstructions."""
@@ -48,6 +50,7 @@ def export(storage: str | None, study: str | None, number: int | None, target: s
     metavar="FILE",
     help="torchvision's AlexNet weights, for LPIPS. Default: the model's own or torch.hub's, or without LPIPS.",
 )
+@plugin_option
 @json_option
 def reconstruct(model: str, images: tuple[str, ...], target: str, trunk: str, as_json: bool) -> None:
     """Encode and decode pictures with an exported model, and make a sheet of each.
@@ -87,6 +90,7 @@ def reconstruct(model: str, images: tuple[str, ...], target: str, trunk: str, as
     show_default=True,
     help="Where the model runs; auto takes a GPU if there is one.",
 )
+@plugin_option
 @quiet_option
 def tokenize(model: str, folder: str, target: str, split: str | None, batch: int, device: str, quiet: bool) -> None:
     """Encode every picture below a folder to the indices of a model's codes, for a model of the tokens.
@@ -132,6 +136,7 @@ def tokenize(model: str, folder: str, target: str, split: str | None, batch: int
     "--to", "target", required=True, metavar="DIR", help="Folder of checkpoints; a second call goes on there."
 )
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any field of the config.")
+@plugin_option
 @quiet_option
 def train(
     config: str | None,

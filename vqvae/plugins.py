@@ -245,7 +245,7 @@ def settled(kind: str, config: _Config) -> _Config:
     except ConfigError as error:
         raise error.within("options").within(section) from None
     except ValueError as error:
-        raise ConfigError(f"{section}.options", f"{error}; got {given!r}") from None
+        raise ConfigError(f"{section}.options", str(error)) from None
     return typing.cast("_Config", dataclasses.replace(typing.cast("Any", config), options=made))
 
 

@@ -1,12 +1,14 @@
 """Parts of plug-ins in a space file: their options and weights are searched like the fields of ours."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 from torch import nn
 
-from search import space
+from search import cli, space
 from search.errors import SpaceError
 from search.launch import check_trainable
 from vqvae import config, losses, metrics, model, plugins, register
@@ -24,7 +26,7 @@ class WindowConfig:
 @pytest.fixture(autouse=True)
 def _windowed():
     """A backbone with two options, which is gone after the test."""
-    tables = (model.BACKBONES, losses.TERMS, metrics.MEASURES, config.METRICS, plugins._ENTERED)
+    tables = (model.BACKBONES, losses.TERMS, metrics.MEASURES, config.METRICS, plugins._ENTERED, plugins._LOADED)
     before = [dict(each) for each in tables]
     register("backbone", "windowed", config=WindowConfig)(lambda _settings: nn.Identity())
     register("loss", "edges")(lambda made, images: (made - images).mean())
@@ -152,3 +154,63 @@ def test_names_and_options_that_are_not_there_are_refused_before_a_launch(tmp_pa
         check_trainable(loaded)
     assert error.value.key == key
     assert str(error.value).endswith(f"{key}: {problem}")
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = {
+    "model": {"backbone": "grid", "width": 16, "depth": 1, "patch": 16, "options": {"kernel": 3}},
+    "quantizer": {"codebook_size": 16, "code_dim": 4},
+    "loss": {"perceptual": 0},
+    "optimizer": {"warmup_steps": 1},
+    "data": {"resolution": 64},
+    "evaluation": {"lpips": False, "images": 4, "metrics": ["edges"]},
+    "steps": 2,
+    "batch_size": 4,
+    "checkpoint_every": 0,
+    "device": "cpu",
+}
+
+
+def _run(*words):
+    cli.cli.main([str(word) for word in words], standalone_mode=False)
+
+
+def _without_files():
+    """As in a new process, which has not loaded what this one has."""
+    plugins._LOADED.clear()
+    for kind, name in [*plugins._ENTERED]:
+        plugins._withdraw(kind, name)
+
+
+def test_the_examples_train_and_tokenize_where_they_are_named_and_are_missed_where_not(tmp_path):
+    settings, made = tmp_path / "config.yaml", tmp_path / "run"
+    settings.write_text(json.dumps(TINY))
+    files = [f"--plugin={EXAMPLES / name}" for name in ("grid_backbone.py", "edge_metric.py")]
+    _run("train", settings, *files, "--to", made, "--quiet")
+    assert json.loads((made / "model" / "config.json").read_text())["metrics"]["val/edges"] > 0
+    _without_files()
+    tokenize = ["tokenize", made / "model", EXAMPLES.parent / "docs", "--quiet", "--to", tmp_path / "tokens.npz"]
+    with pytest.raises(config.ConfigError) as error:
+        _run(*tokenize)
+    ours = "convolution, attention, mamba, bimamba, mambavision"
+    assert str(error.value) == f"model.backbone: must be one of {ours}, but got 'grid'"
+    _run(*tokenize, files[0])
+    assert (tmp_path / "tokens.npz").is_file()
+
+
+def test_what_the_first_example_refuses_is_said_in_its_words(tmp_path):
+    settings = tmp_path / "config.yaml"
+    settings.write_text(json.dumps(TINY))
+    words = [f"--plugin={EXAMPLES / 'grid_backbone.py'}", "--set", "evaluation.metrics=[]"]
+    with pytest.raises(config.ConfigError) as error:
+        _run("train", settings, *words, "--set", "model.options.kernel=4", "--to", tmp_path / "run")
+    expected = "model.options: kernel must be odd and at least 1, but got 4"
+    assert str(error.value) == expected
+
+
+def test_a_plugin_that_fails_ends_the_command_with_its_line(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("import vqvae\n\nnn.Linear\n")
+    with pytest.raises(plugins.PluginError) as error:
+        _run("tokenize", tmp_path, tmp_path, "--to", tmp_path / "x.npz", "--plugin", broken)
+    assert str(error.value) == f"{broken}:3: NameError: name 'nn' is not defined"

@@ -42,7 +42,7 @@ class ShiftConfig:
 
     def __post_init__(self):
         if self.shift < 0:
-            raise ValueError("shift must be at least 0")
+            raise ValueError(f"shift must be at least 0, but got {self.shift}")
 
 
 @vqvae.register("backbone", "shifted", config=ShiftConfig)
@@ -118,7 +118,7 @@ def test_a_config_with_options_is_read_written_compared_and_copied_where_the_plu
         ({"model.options.shift": 1.5}, "model.options.shift: must be a whole number, but got 1.5"),
         ({"model.options.gains": 1.5}, "model.options.gains: must be a list, but got 1.5"),
         ({"model.options.even": 1}, "model.options.even: must be true or false, but got 1"),
-        ({"model.options.shift": -1}, "model.options: shift must be at least 0; got {'shift': -1}"),
+        ({"model.options.shift": -1}, "model.options: shift must be at least 0, but got -1"),
         (
             {"model.backbone": "mamba", "model.options.shift": 1},
             "model.options: must be empty, since backbone mamba has none, but got {'shift': 1}",
