@@ -281,7 +281,7 @@ def _kind(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_kind(each) for each in inner if each is not type(None))
     if origin in (tuple, list):
-        return f"list of {_kind(inner[0])}s"
+        return f"list of {_kind(inner[0])}" + ("s" if inner[0] is not str else "")
     if inspect.isclass(origin or annotation) and issubclass(origin or annotation, Mapping):
         return "mapping"
     return {int: "whole number", float: "number", bool: "true or false", str: "text"}[annotation]
