@@ -314,7 +314,8 @@ def _finalists(findings: Findings) -> list[str]:
         f"had not used, and were measured on the test split, which was opened {times}.",
         f"Intervals are of {CONFIDENCE:.0%}: the standard error is of a bootstrap of {REPLICATES:,} replicates that "
         f"resamples seeds{images} independently (Owen 2007), the quantile that of Student's t with the degrees of "
-        "freedom of Satterthwaite 1946, since percentiles are too narrow with few seeds (Hesterberg 2015).",
+        "freedom of Satterthwaite 1946, since percentiles are too narrow with few seeds (Hesterberg 2015); none is "
+        "narrower than that over seeds alone.",
     ]
 
 

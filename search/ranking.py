@@ -8,7 +8,6 @@ for them; differences pair by image.
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 from rich.text import Text
-from scipy import stats
 
 from search import records, units, verdict
 from search.parameters import settings
@@ -135,9 +133,7 @@ class Ranking:
 
     def shown(self, found: Estimate) -> bool:
         """Whether a difference is also shown by an interval corrected for the number of differences."""
-        if not math.isfinite(found.error):
-            return False
-        return abs(found.value) > float(stats.t.ppf((1 + self.corrected) / 2, found.freedom)) * found.error
+        return abs(found.value) > found.half(self.corrected)
 
 
 def rank(studies: Sequence[tuple[optuna.Study, Space]], read: verdict.Read | None = None) -> Ranking | None:

@@ -8,11 +8,14 @@ data: Owen, Annals of Applied Statistics 2007, sec. 3). With three seeds its per
 three resampled values never leaves their range, and its variance is short by (n - 1) / n. So it gives the standard
 error alone, level by level, each mended by n / (n - 1), and the interval takes the quantile of Student's t with the
 degrees of freedom of Satterthwaite (Biometrics Bulletin 1946); see Hesterberg, The American Statistician 2015, sec. 4.
+It is never narrower than the one over seeds alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,30 +34,80 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one level, the seeds of one arm or the images, adds to the variance of a mean.
+
+    Attributes:
+        variance: of the mean.
+        count: of the values that it is a mean of, at least 2.
+    """
+
+    variance: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean, or a difference of two, with its interval.
 
     Attributes:
         value: over seeds and images.
-        low, high: of the interval; the value itself is all there is (both nan) with a single seed.
-        error: its standard error; nan with a single seed.
-        freedom: degrees of freedom of the interval.
-        seeds_error: the part of the standard error that more seeds would shrink, for one seed of each arm.
-        images_error: the part that they would not.
+        confidence: of the interval, in (0, 1).
+        seeds: of each arm, what its seeds add; empty where one of them has a single seed, and there is no interval.
+        images: what the images add; None where there is one value of each seed.
     """
 
     value: float
-    low: float
-    high: float
-    error: float
-    freedom: float
-    seeds_error: float
-    images_error: float
+    confidence: float
+    seeds: tuple[Part, ...]
+    images: Part | None
+
+    @property
+    def low(self) -> float:
+        """Of the interval; nan with a single seed."""
+        return self.value - self.half(self.confidence)
+
+    @property
+    def high(self) -> float:
+        """Of the interval; nan with a single seed."""
+        return self.value + self.half(self.confidence)
+
+    @property
+    def error(self) -> float:
+        """Its standard error; nan with a single seed."""
+        return math.sqrt(sum(part.variance for part in self._parts)) if self.seeds else math.nan
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of its standard error; 0 with a single seed."""
+        return _freedom(self._parts) if self.seeds else 0.0
 
     @property
     def tie(self) -> bool:
         """Whether zero is in the interval, so that a difference is not shown; True with a single seed."""
         return not (self.low > 0 or self.high < 0)
+
+    def half(self, confidence: float) -> float:
+        """Half the width of the interval at a confidence in (0, 1); nan with a single seed.
+
+        Never less than that over seeds alone: many images lend their degrees of freedom to the few seeds, so that the
+        quantile falls by more than the images add, and the interval would cover too little.
+        """
+        return max(_half(self._parts, confidence), _half(self.seeds, confidence)) if self.seeds else math.nan
+
+    def half_over_images(self, confidence: float) -> float:
+        """What `half` comes down to with ever more seeds."""
+        return _half([self.images], confidence) if self.images else 0.0
+
+    def with_seeds(self, count: int) -> Estimate:
+        """The same value and spread, found with at least so many seeds of each arm."""
+        more = [(part, max(part.count, count)) for part in self.seeds]
+        grown = tuple(Part(variance=part.variance * part.count / many, count=many) for part, many in more)
+        return dataclasses.replace(self, seeds=grown)
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        return (*self.seeds, self.images) if self.images else self.seeds
 
 
 def mean(values: Values, confidence: float = 0.95, seed: int = 0) -> Estimate:
@@ -92,46 +145,38 @@ def seeds_to_settle(found: Estimate, seeds: int, confidence: float = 0.95) -> in
         None where no number of seeds up to `MOST_SEEDS` would do: the images alone are too few, or the arms too much
         alike.
     """
-    if not math.isfinite(found.error):
+    if not found.seeds:
         return None
-    for more in range(seeds, MOST_SEEDS + 1):
-        error = math.hypot(found.seeds_error / math.sqrt(more), found.images_error)
-        freedom = found.freedom * (more - 1) / (seeds - 1)
-        if abs(found.value) > stats.t.ppf((1 + confidence) / 2, freedom) * error:
-            return more
-    return None
+    counts = range(seeds, MOST_SEEDS + 1)
+    return next((count for count in counts if abs(found.value) > found.with_seeds(count).half(confidence)), None)
 
 
 def _estimate(arms: list[Values], signs: list[float], confidence: float, seed: int) -> Estimate:
     value = sum(sign * float(arm.mean()) for arm, sign in zip(arms, signs, strict=True))
     if min(len(arm) for arm in arms) < 2:
-        nan = math.nan
-        return Estimate(
-            value=value, low=nan, high=nan, error=nan, freedom=0.0, seeds_error=nan, images_error=nan
-        )  # fmt: skip
+        return Estimate(value=value, confidence=confidence, seeds=(), images=None)
     dice = np.random.default_rng(seed)
-    by_seed = [_resampled_variance(reduce(arm, "s i -> s", "mean"), dice) for arm in arms]
+    by_seed = tuple(_resampled(reduce(arm, "s i -> s", "mean"), dice) for arm in arms)
     by_image = sum(sign * reduce(arm, "s i -> i", "mean") for arm, sign in zip(arms, signs, strict=True))
-    images = _resampled_variance(np.asarray(by_image), dice) if arms[0].shape[1] > 1 else 0.0
-    variance = sum(by_seed) + images
-    parts = [(part, len(arm) - 1) for part, arm in zip(by_seed, arms, strict=True)]
-    parts.append((images, max(arms[0].shape[1] - 1, 1)))
-    spread = sum(part**2 / free for part, free in parts)
-    freedom = variance**2 / spread if spread else math.inf
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance) if variance else 0.0
-    return Estimate(
-        value=value,
-        low=value - half,
-        high=value + half,
-        error=math.sqrt(variance),
-        freedom=freedom,
-        seeds_error=math.sqrt(sum(part * len(arm) for part, arm in zip(by_seed, arms, strict=True))),
-        images_error=math.sqrt(images),
-    )
+    images = _resampled(np.asarray(by_image), dice) if arms[0].shape[1] > 1 else None
+    return Estimate(value=value, confidence=confidence, seeds=by_seed, images=images)
 
 
-def _resampled_variance(values: Values, dice: np.random.Generator) -> float:
+def _half(parts: Sequence[Part], confidence: float) -> float:
+    """Half the width of an interval with these variances."""
+    variance = sum(part.variance for part in parts)
+    return float(stats.t.ppf((1 + confidence) / 2, _freedom(parts))) * math.sqrt(variance) if variance else 0.0
+
+
+def _freedom(parts: Sequence[Part]) -> float:
+    """Degrees of freedom of a sum of variances, of Satterthwaite."""
+    spread = sum(part.variance**2 / (part.count - 1) for part in parts)
+    return sum(part.variance for part in parts) ** 2 / spread if spread else math.inf
+
+
+def _resampled(values: Values, dice: np.random.Generator) -> Part:
     """The variance of a mean of n values under resampling, mended by n / (n - 1)."""
     count = len(values)
     chosen = dice.integers(count, size=(REPLICATES, count))
-    return float(reduce(values[chosen], "r n -> r", "mean").var() * count / (count - 1))
+    variance = reduce(values[chosen], "r n -> r", "mean").var() * count / (count - 1)
+    return Part(variance=float(variance), count=count)

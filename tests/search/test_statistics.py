@@ -40,6 +40,26 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says(comparisons)
     assert 0.92 <= covered <= 0.98
 
 
+@pytest.mark.parametrize(("confidence", "least", "most"), [(0.95, 0.92, 0.98), (0.995, 0.985, 1.0)])
+def test_images_do_not_lend_the_seeds_of_a_noisy_arm_an_interval_that_covers_too_little(confidence, least, most):
+    dice = np.random.default_rng(8)
+    covered = 0
+    for number in range(1000):
+        pictures = dice.normal(0, 3, 40)
+        noisy, quiet = (arm(dice, pictures, 20.0, by_seed=by_seed, noise=0.1) for by_seed in (0.4, 0.02))
+        found = statistics.difference(noisy, quiet, confidence, seed=number)
+        covered += found.low <= 0.0 <= found.high
+    assert least <= covered / 1000 <= most
+
+
+def test_an_interval_is_no_narrower_than_the_one_over_seeds_alone():
+    dice = np.random.default_rng(9)
+    values = arm(dice, dice.normal(0, 3, IMAGES), 20.0)
+    alone = statistics.mean(values.mean(axis=1, keepdims=True))
+    assert alone.images is None
+    assert statistics.mean(values).half(0.995) >= alone.half(0.995) > alone.half(0.95) > 0
+
+
 def test_a_true_tie_is_called_one_at_the_nominal_rate(comparisons):
     assert 0.92 <= np.mean([difference.tie for _, difference in comparisons]) <= 0.98
 
@@ -91,7 +111,8 @@ def test_a_tie_is_settled_by_as_many_seeds_as_it_was_said_to_want():
         return statistics.difference(*arms, seed=number)
 
     known = compared(100)  # so many that the noise of each seed is known
-    wanted = statistics.seeds_to_settle(dataclasses.replace(known, freedom=known.freedom / 99), 2)
+    two = tuple(statistics.Part(variance=part.variance * 50, count=2) for part in known.seeds)
+    wanted = statistics.seeds_to_settle(dataclasses.replace(known, seeds=two), 2)
     assert 5 <= wanted <= 20
     assert np.mean([not compared(2 * wanted, number).tie for number in range(40)]) > 0.6
     assert np.mean([not compared(2, number).tie for number in range(40)]) < 0.4
@@ -116,7 +137,7 @@ def test_no_number_of_seeds_settles_what_the_images_cannot_tell():
     pictures = dice.normal(0, 3, 20)
     first, second = (arm(dice, pictures, 20.0, by_seed=0.0, by_image=3.0, noise=0.1) for _ in range(2))
     found = statistics.difference(first, second)
-    assert found.images_error > abs(found.value) / 2.5
+    assert found.half_over_images(0.95) > abs(found.value)
     assert statistics.seeds_to_settle(found, SEEDS) is None
 
 
