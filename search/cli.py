@@ -41,6 +41,7 @@ for command in (
     cli_look.dashboard,
     cli_look.report,
     cli_search.validate,
+    cli_search.init,
     cli_doctor.doctor,
     cli_clean.clean,
     cli_clean.delete,

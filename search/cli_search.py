@@ -180,6 +180,33 @@ def validate(space: tuple[str, ...], overrides: tuple[str, ...], cost: bool, as_
         print_json(checked)
 
 
+@click.command(cls=Command, epilog="vqsearch init ~/faces > faces.yaml")
+@click.argument("folder", type=click.Path())
+@click.option("--no-cost", is_flag=True, help="Do not estimate what the search will take.")
+def init(folder: str, no_cost: bool) -> None:
+    """Look at a folder of pictures and at this machine; write a space file to begin with.
+
+    \b
+    The file goes to the standard output, with what was found and why each
+    value was chosen; the estimated cost goes to the standard error.
+    """
+    from pathlib import Path
+
+    from search import beginning, survey, yaml12
+    from search import cost as costing
+    from search import space as spaces
+
+    seen = survey.look(folder, lambda line: say(line, err=True))
+    text = beginning.write(seen, beginning.hardware(), beginning.has_lpips())
+    document = yaml12.parse(text, "vqsearch init")
+    loaded = spaces.check(dict(document.value), document, Path.cwd())
+    _require_runnable(loaded)
+    click.echo(text, nl=False)
+    if not no_cost:
+        for line in costing.lines({"": costing.cost_of(loaded, lambda line: say(line, err=True))}):
+            say(line, err=True)
+
+
 def _cost(searches: Mapping[str, Space], as_json: bool) -> dict[str, Any]:
     """Probe what some searches take, those of the arms of a comparison together, and print it."""
     from search import cost as costing
