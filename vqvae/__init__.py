@@ -4,7 +4,18 @@ Names are loaded on first use, so that importing the package does not load torch
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers, which do not see what is loaded on first use
+    from vqvae.checkpoint import load as load
+    from vqvae.config import TrainConfig as TrainConfig
+    from vqvae.config import VqvaeError as VqvaeError
+    from vqvae.conversion import from_dict as from_dict
+    from vqvae.conversion import replace as replace
+    from vqvae.conversion import to_dict as to_dict
+    from vqvae.model import build_model as build_model
+    from vqvae.plugins import register as register
+    from vqvae.presets import preset as preset
 
 _HOMES: dict[str, str] = {
     "TrainConfig": "config",
