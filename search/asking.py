@@ -91,15 +91,21 @@ def runs(storage: BaseStorage, name: str, holder: Holder) -> bool:
     return now is not None and now.number == holder.number
 
 
-def running(storage: BaseStorage, name: str) -> Holder:
+def running(storage: BaseStorage, name: str, shown: str = "") -> Holder:
     """The driver that runs a study.
+
+    Args:
+        storage: where it is.
+        name: its name.
+        shown: that of the comparison, where people asked for one.
 
     Raises:
         StudyError: none does.
     """
     holder = lease.driver(storage, name)
     if holder is None:
-        raise StudyError(f"{name}: no driver runs this study; vqsearch resume --study {name} starts one")
+        shown = shown or name
+        raise StudyError(f"{shown}: no driver runs this study; vqsearch resume --study {shown} starts one")
     return holder
 
 

@@ -33,6 +33,7 @@ def tied(storage: BaseStorage, comparison: str) -> list[str]:
         summary.study_name: found
         for summary in storage.get_all_studies()
         if not is_lease(summary.study_name)
+        and records.SPACE in summary.user_attrs  # written last: a study with a space is whole
         and (found := records.tie_of(summary.user_attrs)) is not None
         and found.comparison == comparison
     }
@@ -45,7 +46,7 @@ def expand(storage: BaseStorage, names: Sequence[str | None]) -> list[str | None
     known = studies(storage)
     found: list[str | None] = []
     for name in names:
-        if name is None and len(known) > 1:
+        if name is None and known:
             ties = [records.tie_of(s.user_attrs) for s in storage.get_all_studies() if s.study_name in known]
             several = {tie.comparison if tie else "" for tie in ties}
             found += tied(storage, several.pop()) if len(several) == 1 and "" not in several else [None]

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from search.errors import UserError
 from search.options import (
     Command,
     address_option,
@@ -65,9 +66,11 @@ def compare(
 
     loaded = comparisons.load(comparison, overrides, trials=trials)
     url = storage_url(storage, loaded.common)
+    if detach and as_json:
+        raise UserError("--json and --detach: the outcome is written to a log; expected one of them")
     if detach:
-        first = loaded.common.study
-        start_again(["--set", "storage=null"], url, first, output or loaded.common.output, shown=loaded.name)
+        names = list(loaded.studies.values())
+        start_again(["--set", "storage=null"], url, names, output or loaded.common.output, shown=loaded.name)
         return
     ended = comparing.run(
         loaded,

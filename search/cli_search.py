@@ -12,6 +12,7 @@ from search.options import (
     address_option,
     detach_option,
     json_option,
+    load_driven,
     output_option,
     print_json,
     quiet_option,
@@ -67,7 +68,7 @@ def launch(
     loaded = spaces.load(space, overrides, study=study, trials=trials)
     url = storage_url(storage, loaded)
     if detach:
-        start_again(["--set", "storage=null"], url, loaded.study, output or loaded.output)
+        start_again(["--set", "storage=null"], url, [loaded.study], output or loaded.output)
         return
     view = View(terminal(), quiet)
     ended = launching.launch(
@@ -125,14 +126,14 @@ def resume(
     url = storage_url(storage)
     store = open_storage(url, create=False)
     compared = comparing.name_of(store, [study])
-    loaded, _ = catalog.load(store, catalog.expand(store, [study])[0])
-    name = compared or loaded.study_name
+    loaded, name = load_driven(storage, study)
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
     if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps)):
         say(f"{name}: {told}")
         return
     if detach:
-        start_again([], url, loaded.study_name, output, shown=name)
+        names = [str(each) for each in catalog.expand(store, [name])]
+        start_again([], url, names, output, shown=name)
         return
     ended = launching.resume(
         url=url,

@@ -19,7 +19,7 @@ def stop(storage: str | None, study: str | None, no_wait: bool) -> None:
 
     loaded, shown = load_driven(storage, study)
     name, store = loaded.study_name, loaded._storage
-    holder = asking.running(store, name)
+    holder = asking.running(store, name, shown)
     say(f"{shown}: asking process {holder.pid} on {holder.host} to stop")
     if no_wait:
         asking.request(store, name, holder, "stop")
@@ -41,11 +41,11 @@ def pause(storage: str | None, study: str | None) -> None:
 
     loaded, shown = load_driven(storage, study)
     name, store = loaded.study_name, loaded._storage
-    holder = asking.running(store, name)
+    holder = asking.running(store, name, shown)
     say(f"{shown}: asking process {holder.pid} on {holder.host} to pause")
     told = asking.ask(store, name, holder, "pause")
     if told is None:
-        raise StudyError(f"{name}: the driver has ended; vqsearch resume --study {name} goes on")
+        raise StudyError(f"{shown}: the driver has ended; vqsearch resume --study {shown} goes on")
     say(f"{shown}: {told}")
     say(f"go on with: vqsearch resume{storage_flag(storage_url(storage))} --study {shown}")
 

@@ -43,6 +43,9 @@ def run(
         launch.check_trainable(space)
     proof = equality.prove(comparison)
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
+    there = load(store, comparison.name)
+    if root is None and there:
+        root = records.output(there[0][0])  # an arm that a cut-off launch did not make belongs beside the others
     planned = []
     for arm, space in proof.arms.items():
         tie = _tie(comparison, proof, arm)
@@ -64,7 +67,7 @@ def name_of(store: BaseStorage, names: Sequence[str | None]) -> str | None:
         names: of one study or comparison; None where the storage holds just one.
     """
     found = catalog.expand(store, names)
-    if len(found) < 2 and not catalog.tied(store, str(names[0])):
+    if found == list(names):
         return None
     tie = records.tie(catalog.load(store, found[0])[0])
     return None if tie is None else tie.comparison

@@ -189,9 +189,9 @@ def _merged(common: Mapping[str, Any], own: Any, arm: str, document: yaml12.Docu
             if not isinstance(each, list if key == "baselines" else dict):
                 kind = "list" if key == "baselines" else "mapping"
                 raise document.error(where, f"must be a {kind}, but got {each!r}")
-        for field in COMMON if key == "train" else ():
-            if field in value:
-                raise document.error((*path, key, field), f"an arm can't set this: {COMMON[field]}")
+        for name in value if key in ("train", "search") else ():
+            if (field := str(name).partition(".")[0]) in COMMON:
+                raise document.error((*path, key, name), f"an arm can't set this: {COMMON[field]}")
         merged[key] = JOINED[key](shared, value)
     return merged
 

@@ -69,12 +69,13 @@ def start(arguments: Sequence[str], url: str, log: Path) -> tuple[subprocess.Pop
     return process, began
 
 
-def wait_until_open(process: subprocess.Popen[bytes], url: str, name: str) -> bool:
-    """Wait until a driver holds the lease of its study; False if it ended before."""
+def wait_until_open(process: subprocess.Popen[bytes], url: str, names: Sequence[str]) -> bool:
+    """Wait until a driver holds the lease of one of its studies; False if it ended before."""
     while process.poll() is None:
         with contextlib.suppress(StorageError):  # It is the driver that makes the database.
-            holder = lease.driver(open_storage(url, create=False), name)
-            if holder is not None and (holder.pid, holder.host) == (process.pid, socket.gethostname()):
+            store = open_storage(url, create=False)
+            holders = [holder for name in names if (holder := lease.driver(store, name)) is not None]
+            if any((holder.pid, holder.host) == (process.pid, socket.gethostname()) for holder in holders):
                 return True
         time.sleep(WAIT_S)
     return False

@@ -105,7 +105,6 @@ def _fit(studies: Sequence[OpenStudy], search: Interleaved) -> None:
     from search import pruning, trainable
 
     need = studies[0].space.resources
-    most = sum(opened.space.budget.trials for opened in studies)
     # What Ray writes down of a run nobody reads. Below the output root it would make anew one that has vanished.
     with tempfile.TemporaryDirectory(prefix="vqsearch-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
@@ -114,7 +113,7 @@ def _fit(studies: Sequence[OpenStudy], search: Interleaved) -> None:
                 search_alg=search,
                 scheduler=pruning.StudyScheduler(studies),
                 num_samples=-1,
-                max_concurrent_trials=most + 1,  # one more: Ray goes on asking, and we steering
+                max_concurrent_trials=10**6,  # never reached: our searcher knows what fits, and steers when asked
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(name="ray", storage_path=scratch, verbose=0),

@@ -134,11 +134,17 @@ def _tried(space: Space) -> list[Tried]:
     return found
 
 
-def _settings(space: Space) -> list[dict[str, Any]]:
-    """All settings that may make a difference, or `MOST` drawn ones."""
+def _settings(space: Space, given: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """All settings that may make a difference, or `MOST` drawn ones.
+
+    Args:
+        space: what is searched.
+        given: labels that all of them have.
+    """
     names = {p.name for p in space.parameters if _matters(p)}
     names |= {parent for p in space.parameters if p.name in names for parent, _ in p.when}
     values = {p.name: _values(p) if p.name in names else _values(p)[:1] for p in space.parameters}
+    values |= {name: [label] for name, label in (given or {}).items()}
     if math.prod(map(len, values.values())) <= MOST:
         return list(_all(space.parameters, values, {}))
     drawn = random.Random(0)
@@ -173,7 +179,7 @@ def _values(parameter: Parameter) -> list[Any]:
     step = parameter.step or (parameter.high - parameter.low) / (most - 1) or 1.0
     places = math.floor((parameter.high - parameter.low) / step + 1e-9)
     taken = sorted({round(places * part / (most - 1)) for part in range(most)})
-    numbers = [parameter.low + place * step for place in taken]
+    numbers = [min(parameter.low + place * step, parameter.high) for place in taken]
     return [int(number) for number in numbers] if parameter.kind == "int" else numbers
 
 
@@ -220,23 +226,30 @@ def _found(comparison: Comparison, arm: str, limits: Mapping[str, Limits], tried
             f"must be {_words(limits['parameters'])}, but {arm} has {_span(*_range('parameters', counted))} in "
             f"{len(counted)} setting{'' if len(counted) == 1 else 's'} tried; expected another width, depth or band",
         )
-    first = dict(tried[0][0])
     for index, baseline in enumerate(space.baselines):
-        _require_baseline(space, index, first | dict(baseline), limits)
+        _require_baseline(space, index, baseline, limits)
     ranges = {"tokens": _range("tokens", tried), "bits_per_image": _range("bits_per_image", tried)}
     return Found(ranges=ranges | {"parameters": _range("parameters", kept)}, counted=len(counted), within=len(kept))
 
 
-def _require_baseline(space: Space, index: int, labels: Mapping[str, Any], limits: Mapping[str, Limits]) -> None:
-    try:
-        quantities = _all_of(space, labels)
-    except ConfigError:
-        return  # `launch.check_trainable` says it
-    for name in violations(limits, quantities):
+def _require_baseline(space: Space, index: int, given: Mapping[str, Any], limits: Mapping[str, Limits]) -> None:
+    """Refuse a baseline that breaks a limit, whatever the sampler makes of the parameters that it leaves open."""
+    broken = []
+    for labels in _settings(space, given):
+        try:
+            quantities = _all_of(space, labels)
+        except ConfigError:
+            continue  # `launch.check_trainable` says it
+        name = next(iter(violations(limits, quantities)), None)
+        if name is None:
+            return
+        broken.append((name, quantities[name]))
+        if len(broken) == MOST_COUNTED:
+            break
+    for name, value in broken[:1]:
         raise space.document.error(
             ("baselines", index),
-            f"{name} must be {_words(limits[name])}, which is held equal in all arms, but it has "
-            f"{_number(quantities[name])}",
+            f"{name} must be {_words(limits[name])}, which is held equal in all arms, but it has {_number(value)}",
         )
 
 

@@ -88,6 +88,7 @@ def launch(
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     copies: tuple[FrozenTrial, ...] = ()
     if extend is not None:
+        _refuse_the_name_of_a_comparison(store, space)
         taken = extension.extend(store, space, extend, driver.measure())
         copies = taken.copies
         view.message(taken.line)
@@ -120,6 +121,8 @@ def plan(
         UserError: what the user can mend; nothing has been started or lost.
     """
     absolute = None if root is None else output.absolute(root)
+    if tie is None:
+        _refuse_the_name_of_a_comparison(store, space)
     known = study.existing(store, space, absolute)
     if known is not None:
         lease.refuse_if_held(store, space.study)
@@ -128,6 +131,13 @@ def plan(
     place = absolute or output.absolute(output.DEFAULT) if known is None else records.output(known)
     opening = functools.partial(study.create, store, space, absolute, copies=copies, tie=tie)
     return Planned(space=space, root=place, known=known, opening=opening)
+
+
+def _refuse_the_name_of_a_comparison(store: BaseStorage, space: Space) -> None:
+    if catalog.tied(store, space.study):
+        raise StudyError(
+            f"{space.study}: the storage holds a comparison of this name; expected another one: --study NAME"
+        )
 
 
 def resume(

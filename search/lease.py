@@ -125,7 +125,7 @@ class Lease:
         self._over = threading.Event()
         self._lost = False
         if isinstance(storage, Patient):
-            storage.returned = self._confirm
+            storage.returned.append(self._confirm)
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
@@ -162,8 +162,12 @@ class Lease:
         """Give the lease back."""
         self._over.set()
         self._thread.join()
-        if self.held:
-            self._storage.delete_study(self._id)
+        try:
+            if self.held:
+                self._storage.delete_study(self._id)
+        finally:
+            if isinstance(self._storage, Patient) and self._confirm in self._storage.returned:
+                self._storage.returned.remove(self._confirm)
 
     def _acquire(self) -> tuple[int, int]:
         study_id = self._storage.get_study_id_from_name(self._name)

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -181,23 +182,23 @@ def again(context: click.Context) -> list[str]:
     return words
 
 
-def start_again(more: list[str], url: str, name: str, root: str | None, shown: str = "") -> None:
+def start_again(more: list[str], url: str, names: Sequence[str], root: str | None, shown: str = "") -> None:
     """Run this command again where no terminal can end it.
 
     Args:
         more: flags besides those it was given.
         url: storage URL.
-        name: of the study that is opened first.
+        names: of the studies that are opened.
         root: output root; None for that of the study, or the default one.
         shown: what is said to be opened, where that is a comparison.
     """
     from search import detach
 
-    log = detach.log_of(url, name, root)
+    log = detach.log_of(url, names[0], root)
     process, began = detach.start([*again(click.get_current_context()), *more], url, log)
-    shown = shown or name
+    shown = shown or names[0]
     say(f"{shown}: process {process.pid} opens the study; its log: {log}")
-    if not detach.wait_until_open(process, url, name):
+    if not detach.wait_until_open(process, url, names):
         with log.open("rb") as file:
             file.seek(began)
             click.echo(file.read().decode(errors="replace"), err=process.returncode != 0, nl=False)

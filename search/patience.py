@@ -64,7 +64,7 @@ class Patient(BaseStorage):
 
     Attributes:
         inner: the storage, with Optuna's cache of finished trials.
-        returned: called once the storage may be back, before anything is tried again.
+        returned: each is called once the storage may be back, before anything is tried again.
 
     Every method raises:
         SearchError: the storage stayed away; from then on nothing is waited for any more.
@@ -73,7 +73,7 @@ class Patient(BaseStorage):
 
     def __init__(self, inner: BaseStorage, tell: Callable[[str], None], wait_s: float = WAIT_S) -> None:
         self.inner = optuna.storages.get_storage(inner)
-        self.returned: Callable[[], None] = lambda: None
+        self.returned: list[Callable[[], None]] = []
         self._tell = tell
         self._wait_s = wait_s
         self._waits = threading.get_ident()
@@ -184,7 +184,8 @@ class Patient(BaseStorage):
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_S)
             try:
-                self.returned()
+                for confirm in tuple(self.returned):
+                    confirm()
                 answer = again()
             except Exception as error:
                 if not is_away(error):

@@ -88,8 +88,9 @@ class StudySearcher(Searcher):
         self.require_sound()
         if self._failures is not None and self._failures >= FAILURES:
             raise SearchError(
-                f"the first {self._failures} trials of this run all failed, which is no matter of their settings; the "
-                "other ones are left alone: status says why they failed, resume goes on when that is mended"
+                f"{opened.study.study_name}: the first {self._failures} trials of this run all failed, which is no "
+                "matter of their settings; the other ones are left alone: status says why they failed, resume goes on "
+                "when that is mended"
             )
         if opened.paused is not None and not opened.draining:
             self.paused = not opened.flights

@@ -184,6 +184,9 @@ def assignment(text: str, flag: str = "--set") -> tuple[str, Any]:
 def _override(values: dict[str, Any], text: str) -> yaml12.Path:
     key, value = assignment(text)
     path = _path(key)
+    arms = values.get("arms")
+    if path[0] == "arms" and len(path) > 1 and isinstance(arms, dict) and path[1] not in arms:
+        raise SpaceError(f"--set {text}", "", f"there is no arm {path[1]!r}; there are {', '.join(map(str, arms))}")
     place = values
     for part in path[:-1]:
         if not isinstance(place.setdefault(part, {}), dict):
