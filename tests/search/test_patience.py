@@ -351,9 +351,9 @@ def test_two_signals_end_a_launch_whose_storage_stays_away_and_it_goes_on_later(
     process = launched()
     server.stop()
     read = iter(process.stdout.readline, "")
-    assert any("the storage does not answer" in line for line in read)
+    assert any("the storage does not answer" in line for line in read), process.communicate()
     process.send_signal(signal.SIGINT)
-    assert any("once more ends at once" in line for line in read)
+    assert any("once more ends at once" in line for line in read), process.communicate()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
