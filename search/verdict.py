@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from search import output, records, statistics, units
+from search import output, records, retention, statistics, units
 from search.errors import OutputError
 from search.parameters import settings
 from search.space import Space
@@ -86,6 +86,8 @@ class Verdict:
         waiting: finalists that have not ended.
         openings: when the test split was opened.
         gpus: of one trial.
+        seed: of the search.
+        chosen: number of the trial that the search ranked first; None where it ranked none.
     """
 
     metric: str
@@ -96,6 +98,8 @@ class Verdict:
     waiting: int
     openings: Sequence[records.Opening]
     gpus: float
+    seed: int
+    chosen: int | None
 
     @property
     def winner(self) -> Contender:
@@ -106,12 +110,6 @@ class Verdict:
     def tied(self) -> list[Contender]:
         """Those whose difference to the winner is not shown."""
         return [each for each in self.contenders[1:] if self.behind[each.of].tie]
-
-    def drop(self, contender: Contender) -> float | None:
-        """By how much the value on the test split is worse than the one the search chose by (the winner's curse)."""
-        if contender.searched is None:
-            return None
-        return self.sign * (contender.means[self.metric].value - contender.searched)
 
 
 def judge(study: optuna.Study, space: Space, read: Read | None = None) -> Verdict | None:
@@ -152,6 +150,8 @@ def judge(study: optuna.Study, space: Space, read: Read | None = None) -> Verdic
         waiting=sum(not trial.state.is_finished() for group in groups.values() for trial in group),
         openings=records.openings(study),
         gpus=space.resources.gpus,
+        seed=space.seed,
+        chosen=next((trial.number for trial in retention.ranked(trials, study.direction)), None),
     )
 
 
@@ -162,12 +162,12 @@ def lines(verdict: Verdict) -> list[str]:
     for other in verdict.contenders[1:]:
         led = lead(metric, verdict.behind[other.of], first, other, verdict.gpus)
         said.append(f"ahead of {name(other)} {led}")
-    drop = verdict.drop(first)
-    if drop is not None:
-        word = "worse" if drop > 0 else "better"
+    if first.searched is not None:
+        chosen = "the search chose it: " if first.of == verdict.chosen else ""
         said.append(
-            f"the search chose it by {units.text(metric, first.searched)} on other images and one seed; on the test "
-            f"split it is {units.text(metric, abs(drop))} {word}"
+            f"{chosen}in the search (seed {verdict.seed}) it had {units.text(metric, first.searched)}; fresh seeds have "
+            f"{units.text(metric, first.validated)} on the same validation images and "
+            f"{units.text(metric, first.means[metric].value)} on the test images"
         )
     if verdict.waiting:
         said.append(f"{verdict.waiting} finalists have not ended")
