@@ -62,10 +62,11 @@ def contenders(found: Findings) -> list[Column]:
     if judged is None:
         return []
     rows, metric = list(judged.contenders), judged.metric
+    chosen = ranking.representative(rows, judged.sign) if found.tie else None
     best = frozenset(row for row, each in enumerate(rows) if row == 0 or judged.behind[each.of].tie)
     gpus = found.space.resources.gpus
     return [
-        _text("setting of", [f"trial {_trial(each)}" for each in rows]),
+        _text("setting of", [f"trial {_trial(each)}{', stands for the arm' * (each is chosen)}" for each in rows]),
         _estimates(metric, [each.means[metric] for each in rows], "test ", best),
         _leads(metric, [judged.behind.get(each.of) for each in rows]),
         _plain("validation", metric, [each.validated for each in rows]),

@@ -80,7 +80,8 @@ def comparison(found: Sequence[Findings], ranking: Ranking) -> list[tuple[str, s
         ],
         "What stands for an arm": [
             "Of the finalists of an arm the one with the best mean objective on the validation images over its fresh "
-            "seeds stands for it; arms are ordered by its mean on the test split, which chose nothing.",
+            "seeds stands for it. The test split chose none of them, but it orders the arms, so that the mean of the "
+            "first is flattered.",
         ],
         "Differences": [
             "Differences between arms are paired by image; an interval that contains zero is called a tie.",

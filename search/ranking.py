@@ -1,7 +1,7 @@
 """Which arm of a comparison won: its best settings held against each other on the test split, over seeds and images.
 
 What stands for an arm is the finalist with the best mean objective on the validation images, over its fresh seeds:
-never the best on the test split, which reports and does not choose. Arms are ordered by the test mean of what stands
+never the best on the test split, which chooses none of them. Arms are ordered by the test mean of what stands
 for them; differences pair by image.
 """
 
@@ -66,7 +66,7 @@ class Arm:
     def representative(self) -> Contender:
         """What stands for it: the best mean of the objective on the images that choose, and of two alike the first."""
         assert self.verdict is not None, "asked of an arm that is ranked"
-        return min(self.contenders, key=lambda each: (self.direction * each.validated, each.of))
+        return representative(self.contenders, self.direction)
 
     @property
     def mean(self) -> Estimate:
@@ -134,6 +134,16 @@ class Ranking:
     def shown(self, found: Estimate) -> bool:
         """Whether a difference is also shown by an interval corrected for the number of differences."""
         return abs(found.value) > found.half(self.corrected)
+
+
+def representative(contenders: Sequence[Contender], direction: int) -> Contender:
+    """What stands for an arm with these finalists.
+
+    Args:
+        contenders: at least one.
+        direction: 1 where less of the objective is better, -1 where more is.
+    """
+    return min(contenders, key=lambda each: (direction * each.validated, each.of))
 
 
 def rank(studies: Sequence[tuple[optuna.Study, Space]], read: verdict.Read | None = None) -> Ranking | None:
@@ -247,8 +257,9 @@ def _called(arm: Arm) -> str:
 def _cautions(ranking: Ranking) -> list[str]:
     """What the sentences about who won leave out."""
     said = [
-        "what stands for an arm is the finalist with the best mean on the validation images over fresh seeds; the test "
-        "split chose nothing"
+        "what stands for an arm is the finalist with the best mean on the validation images over fresh seeds: "
+        "validation images chose the setting of each arm; the test split chose none of them, but it orders the arms, "
+        "so that the mean of the first is flattered"
     ]
     if ranking.differences:
         said.append(_correction(ranking))

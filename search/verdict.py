@@ -165,8 +165,8 @@ def lines(verdict: Verdict) -> list[str]:
     if first.searched is not None:
         chosen = "the search chose it: " if first.of == verdict.chosen else ""
         said.append(
-            f"{chosen}in the search (seed {verdict.seed}) it had {units.text(metric, first.searched)}; fresh seeds have "
-            f"{units.text(metric, first.validated)} on the same validation images and "
+            f"{chosen}in the search (seed {verdict.seed}) it had {units.text(metric, first.searched)}; fresh seeds "
+            f"have {units.text(metric, first.validated)} on the same validation images and "
             f"{units.text(metric, first.means[metric].value)} on the test images"
         )
     if verdict.waiting:

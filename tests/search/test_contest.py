@@ -1,6 +1,7 @@
 """A comparison in reports: which arm won, with what, what that does not show; and the finalists of single studies."""
 
 import csv
+import dataclasses
 import html
 import io
 import re
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from optuna.trial import TrialState
 
-from search import cli_look, contest, disagreement, findings, markdown, page, paper, records, report, strips
+from search import cli_look, contest, disagreement, findings, markdown, page, paper, ranking, records, report, strips
 from search.findings import ranked
 
 NOW = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
@@ -110,6 +111,15 @@ def test_every_seed_of_every_finalist_of_every_arm_has_a_row(fair):
     first = found[0].verdict.contenders[0]
     assert cells(columns, "validation")[:3] == ("21.50",) * 3
     assert cells(columns, "test PSNR")[:3] == tuple(f"{row.mean():.2f}" for row in first.values["psnr"])
+
+
+def test_the_finalist_that_stands_for_its_arm_is_marked_and_that_of_a_search_alone_is_not(fair):
+    for each in read(fair):
+        chosen = ranking.representative(each.verdict.contenders, each.verdict.sign)
+        (marked,) = [cell for cell in cells(contest.contenders(each), "setting of") if "stands for the arm" in cell]
+        assert marked.startswith(f"trial {chosen.of}")
+        alone = contest.contenders(dataclasses.replace(each, tie=None))
+        assert not any("stands" in cell for cell in cells(alone, "setting of"))
 
 
 def test_the_reader_is_told_what_could_be_held_against_the_comparison(make_arms):
