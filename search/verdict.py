@@ -291,12 +291,17 @@ def interval(metric: str, found: Estimate) -> str:
 def _settling(ahead: Estimate, first: Contender, other: Contender, gpus: float) -> str:
     """What would settle a tie, and its cost."""
     wanted = statistics.seeds_to_settle(ahead, min(len(first.seeds), len(other.seeds)), CONFIDENCE)
-    if wanted is None:
+    if wanted is None and abs(ahead.value) <= ahead.half_over_images(CONFIDENCE):
         return "; no number of seeds would settle it on these images"
+    if wanted is None:
+        return f"; more than {statistics.MOST_SEEDS} seeds of each would be needed"
     more = [max(wanted - len(each.seeds), 0) for each in (first, other)]
     hours = sum(count * each.hours for count, each in zip(more, (first, other), strict=True))
     cost = f"{hours * gpus:.3g} GPU-hours more" if gpus else f"{units.duration(3600 * hours)} more"
-    return f"; about {wanted} seeds of each would settle it, {cost}"
+    return (
+        f"; if the difference and its spread stay as found, about {wanted} seeds of each would bring it to the edge, "
+        f"{cost}"
+    )
 
 
 def _contender(of: FrozenTrial, group: Sequence[FrozenTrial], space: Space, read: Read) -> Contender | None:

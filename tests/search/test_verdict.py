@@ -5,7 +5,7 @@ import math
 import pytest
 from optuna.trial import TrialState
 
-from search import records, units, verdict
+from search import records, statistics, units, verdict
 
 IMAGES = 60
 
@@ -53,11 +53,31 @@ def test_what_no_image_and_no_seed_tells_apart_is_a_tie_and_says_what_would_sett
     assert [each.of for each in found.tied] == [found.contenders[1].of]
     (line,) = [line for line in verdict.lines(found) if line.startswith("ahead of")]
     assert ": a tie; " in line
+    assert "; if the difference and its spread stay as found, about " in line
     wanted = int(line.partition("about ")[2].partition(" ")[0])
     assert wanted > 3
     assert line.endswith(
-        f"about {wanted} seeds of each would settle it, {units.duration(2 * (wanted - 3) * 3600)} more"
+        f"about {wanted} seeds of each would bring it to the edge, {units.duration(2 * (wanted - 3) * 3600)} more"
     )
+
+
+@pytest.mark.parametrize(
+    ("by_image", "said"),
+    [
+        (1e-2, "; no number of seeds would settle it on these images"),
+        (1e-9, "; more than 100 seeds of each would be needed"),
+    ],
+)
+def test_a_tie_that_100_seeds_leave_one_is_past_settling_only_where_the_images_are_too_few(arena, by_image, said):
+    arena.judged(arena.setting(2e-3, 25.0), 21.0)
+    first = arena.verdict().winner
+    found = statistics.Estimate(
+        value=0.01,
+        confidence=0.95,
+        seeds=(statistics.Part(variance=1.0, count=3),) * 2,
+        images=statistics.Part(variance=by_image, count=60),
+    )
+    assert verdict.lead("psnr", found, first, first, 0.0).endswith(f": a tie{said}")
 
 
 def test_one_seed_shows_nothing_and_says_so(arena):
