@@ -19,7 +19,10 @@ from vqvae.config import METRICS
 
 BITS = "entropy_bits_per_image"
 
-ONE_PHOTOGRAPH = "The test images are crops of one photograph: intervals over them say nothing of another photograph."
+ONE_PHOTOGRAPH = (
+    "The test images are neighbouring crops of one photograph, not independent: intervals over them are too narrow "
+    "even for it, and say nothing of another one."
+)
 """What is to be said of the bundled photographs' test split."""
 
 DROP = (
@@ -27,6 +30,9 @@ DROP = (
     "than the validation mean of the same seeds."
 )
 """The same of what only arms have."""
+
+SEARCHES = "One seed each, on the images that chose: this ranks nothing; see the arms."
+"""What the searches of the arms are worth beside their finalists."""
 
 HALF = f"± is half the {CONFIDENCE:.0%} interval over seeds and images."
 """How the figures of these tables are read."""
@@ -181,9 +187,9 @@ def caveats(found: Sequence[Findings], of: Ranking) -> list[str]:
             f"{answer.count(few, 'seed')} of what stands for an arm: intervals over so few rest on Student's t, and on "
             "seeds that differ as if normally distributed."
         )
-    if of.images:
+    if of.images and base.data.source != "photographs":
         lines.append(f"{answer.count(of.images, 'test image')}, taken as drawn independently from those of interest.")
-    else:
+    if of.ranked and not of.images:
         lines.append("The values of single test images could not be read, so intervals are over seeds alone.")
     if len(of.differences) > 1:
         lines.append(

@@ -119,6 +119,8 @@ def _contest(found: Sequence[Findings], ranking: Ranking, folder: str, captions:
         *(_columns(contest.seeds(found)) or ["None has a value on the test split.", ""]),
         "## The searches",
         "",
+        contest.SEARCHES,
+        "",
     ]
 
 

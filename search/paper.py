@@ -289,6 +289,7 @@ def methods_text(found: Sequence[Findings]) -> str:
         parts += [f"{heading}. {text}" for heading, text in methods.paragraphs(each)]
         parts.append(f"Outcome. {' '.join(answer.won(each))}")
     if compared := answer.compared(found):
-        parts += ["# The searches side by side" if ranking else "# Comparison", " ".join(compared)]
+        heading = ["# The searches side by side", contest.SEARCHES] if ranking else ["# Comparison"]
+        parts += [*heading, " ".join(compared)]
     cited = methods.references(parts)
     return "\n\n".join([*parts, "References", *cited]) + "\n"

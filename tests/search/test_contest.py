@@ -139,7 +139,8 @@ def test_the_reader_is_told_what_could_be_held_against_the_comparison(make_arms)
     for line in (
         "3 seeds of what stands for an arm: intervals over so few rest on Student's t, and on seeds that differ as if "
         "normally distributed.",
-        "60 test images, taken as drawn independently from those of interest.",
+        "The test images are neighbouring crops of one photograph, not independent: intervals over them are too narrow "
+        "even for it, and say nothing of another one.",
         "Intervals are not corrected for the 3 differences between arms; the column “corrected” is (Bonferroni).",
         "Peak memory was not measured, which takes a GPU.",
         "two lost 3 trials of its search to limits: parameters 2 and diverged 1.",
@@ -148,6 +149,13 @@ def test_the_reader_is_told_what_could_be_held_against_the_comparison(make_arms)
     ):
         assert line in said
     assert "early" in words_of(rendered(found))
+    assert not any("drawn independently" in line for line in said)
+    assert f"## The searches\n\n{contest.SEARCHES}\n\n" in markdown.text(found, "a_files", [])
+    data = dataclasses.replace(found[0].space.base.data, source="folder", path="pictures")
+    base = dataclasses.replace(found[0].space.base, data=data)
+    elsewhere = [dataclasses.replace(found[0], space=dataclasses.replace(found[0].space, base=base)), *found[1:]]
+    general = "60 test images, taken as drawn independently from those of interest."
+    assert general in contest.caveats(elsewhere, ranked(found))
 
 
 def test_a_comparison_without_any_judged_arm_says_why_in_every_report(make_arms, tmp_path, compiled):
