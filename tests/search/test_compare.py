@@ -1,6 +1,7 @@
 """Comparisons through the command line: run, killed among the finalists, resumed, asked again, refused."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -9,15 +10,16 @@ import subprocess
 import sys
 import time
 
+import click
 import optuna
 import pytest
 from click.testing import CliRunner
 from optuna.trial import TrialState
 
-from search import catalog, compare, comparison, records, study
+from search import catalog, compare, comparison, launch, options, records, study
 from search.cli import cli
 from search.errors import StorageError, StudyError
-from search.lease import is_lease
+from search.lease import Lease, is_lease
 from search.progress import View
 from search.storage import open_storage
 from search.text import PlainConsole
@@ -165,6 +167,40 @@ def test_arms_that_came_to_ask_for_other_resources_are_not_driven_together(tmp_p
         "duel-mamba: resources.cpus is 2.0, but 1.0 in duel-attention, and one driver runs both; --set "
         "resources.cpus=1.0 makes them alike"
     )
+
+
+def test_an_arm_that_a_kill_left_half_made_is_none(made):
+    store, _ = made
+    half = optuna.create_study(study_name="duel-more", storage=store)
+    records.set_tie(half, records.Tie(comparison="duel", arm="more", arms={"more": "duel-more"}, equal={}))
+    assert catalog.tied(store, "duel") == list(ARMS)
+
+
+def test_the_only_arm_that_was_made_is_not_resumed_as_if_it_were_all(tmp_path, made):
+    store, _ = made
+    optuna.delete_study(study_name="duel-mamba", storage=store)
+    ran = CliRunner().invoke(cli, ["resume", "--storage", f"journal:///{tmp_path}/studies"])
+    assert str(ran.exception).startswith("duel: the arm mamba has no study yet")
+
+
+def test_a_search_can_not_have_the_name_of_a_comparison(tmp_path, write_duel, made):
+    store, _ = made
+    alone = dataclasses.replace(comparison.load(write_duel()).arms["mamba"], study="duel")
+    with pytest.raises(StudyError, match=r"^duel: the storage holds a comparison of this name; expected another one: "):
+        launch.plan(store, alone, str(tmp_path / "out"), View(PlainConsole(), quiet=True))
+
+
+def test_a_pause_is_ended_by_the_comparisons_name_though_its_first_arm_is_over(tmp_path, made):
+    store, _ = made
+    held = Lease(store, "duel-mamba")
+    try:
+        ran = CliRunner().invoke(cli, ["pause", "--storage", f"journal:///{tmp_path}/studies", "--study", "else"])
+        assert "no such study" in str(ran.exception)
+        with click.Context(cli).scope():
+            loaded, shown = options.load_driven(f"journal:///{tmp_path}/studies", "duel")
+        assert (loaded.study_name, shown) == ("duel-mamba", "duel")
+    finally:
+        held.release()
 
 
 def test_other_arms_under_the_same_name_are_refused(made):

@@ -67,6 +67,10 @@ def test_equal_takes_a_number_a_band_same_or_free(write_duel):
             {("arms", "mamba", "train", "batch_size"): 8},
             r"arms.mamba.train.batch_size: an arm can't set this: all arms see equally many images",
         ),
+        (
+            {("arms", "mamba", "search", "data.crop_scale"): {"float": [0.5, 1.0]}},
+            r"arms.mamba.search.data.crop_scale: an arm can't set this: all arms see the same images",
+        ),
         ({("arms", "mamba", "search"): [1]}, r"arms.mamba.search: must be a mapping, but got \[1\]"),
         ({("arms", "mamba", "train", "model", "wdith"): 3}, r"arms.mamba.train.model.wdith: .*width.*"),
         ({("train", "model", "wdith"): 3}, r"train.model.wdith: .*width.* \(in the arm attention\)"),
@@ -102,3 +106,8 @@ def test_a_comparison_is_not_launched_as_one_search(write_duel):
         SpaceError, match=rf"comparison: this is a comparison of several searches: vqsearch compare {file}$"
     ):
         space.load(file)
+
+
+def test_a_flag_does_not_make_an_arm_of_a_misspelled_name(write_duel):
+    with pytest.raises(SpaceError, match=r"^--set arms.mambo.train.model.depth=3: there is no arm 'mambo'; there are "):
+        comparison.load(write_duel(), ["arms.mambo.train.model.depth=3"])

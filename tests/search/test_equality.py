@@ -105,3 +105,14 @@ def test_a_setting_that_was_not_tried_is_refused_before_it_trains(prove, monkeyp
     assert space.violations(arm.constraints, driver.measure()(config)) == {
         "bits_per_image": pytest.approx(112 / 96 - 1)
     }
+
+
+def test_a_baseline_that_leaves_parameters_open_is_proven_with_any_rest(prove):
+    least, most = prove().found["mamba"].ranges["parameters"]
+    only_deep = {("equal",): {"parameters": {"min": 1000, "max": most}}, ("arms", "mamba", "baselines"): []}
+    only_deep["baselines",] = [{"optimizer.lr": 1e-3}]
+    only_deep["equal",]["parameters"] = {"min": 1000, "max": most}
+    assert prove(only_deep).found["mamba"].within == 2
+    wide = {("arms", "attention", "train", "model"): {"backbone": "attention", "width": 48}}
+    deep_alone = {**only_deep, **wide, ("equal",): {"parameters": {"min": (least + most) / 2, "max": 2 * most}}}
+    assert prove(deep_alone).found["mamba"].within == 1  # depth 1 breaks the band, depth 2 does not

@@ -6,11 +6,13 @@ import time
 
 import optuna
 import pytest
+from optuna.storages import InMemoryStorage
 
 from search import lease as leases
 from search import storage as storages
 from search.errors import LeaseError
 from search.lease import Lease
+from search.patience import Patient
 
 
 @pytest.fixture
@@ -103,3 +105,15 @@ def test_a_driver_that_lost_its_lease_stops_writing(url, monkeypatch):
     with pytest.raises(LeaseError, match="another driver has taken over"):
         lease.check()
     lease.release()
+
+
+def test_every_lease_of_a_driver_is_looked_at_once_the_storage_is_back_and_none_that_was_given_back():
+    patient = Patient(InMemoryStorage(), lambda _line: None)
+    for name in ("a", "b"):
+        optuna.create_study(study_name=name, storage=patient)
+    first, second = Lease(patient, "a"), Lease(patient, "b")
+    assert patient.returned == [first._confirm, second._confirm]
+    second.release()
+    assert patient.returned == [first._confirm]
+    first.release()
+    assert patient.returned == []
