@@ -96,16 +96,19 @@ def cost(findings: Findings) -> list[str]:
         gpus = space.resources.gpus
         share = f" at {gpus:g} GPU each" if gpus != 1 else ""
         gpu = f", {spent.gpu_hours:,.3g} GPU-hours{share}" if gpus else ", without a GPU"
-        line = f"They trained for {hours(spent.trial_hours)} in all{gpu}{f', on {on}' if on else ''}"
+        both = f" ({hours(spent.search_hours)} the search and {hours(spent.finalist_hours)} the finalists)"
+        who = f"Search and finalists{both}" if spent.finalist_hours else "They"
+        line = f"{who} trained for {hours(spent.trial_hours)} in all{gpu}{f', on {on}' if on else ''}"
         lines.append(f"{line}, and saw {spent.images:,} training images.")
     if spent.driver_hours:
         lines.append(f"By the clock its drivers ran for {hours(spent.driver_hours)}.")
     stopped = [trial for trial in findings.own if trial.cause == AT_A_RUNG]
+    of_search = " of the search" if spent.finalist_hours else ""
     if spent.saved_hours:
         lines.append(
             f"Pruning stopped {count(len(stopped), 'trial')} at a rung and saved about {hours(spent.saved_hours)} of "
-            f"training: {100 * spent.saved_share:.0f} % of what all trials would have cost to their last step, each at "
-            "its own speed."
+            f"training: {100 * spent.saved_share:.0f} % of what all trials{of_search} would have cost to their "
+            "last step, each at its own speed."
         )
     elif space.pruner.kind != "none" and findings.own:
         lines.append("No trial was stopped at a rung so far, so pruning saved nothing.")

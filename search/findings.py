@@ -87,7 +87,8 @@ class Compute:
     """What a study cost, and what pruning saved.
 
     Attributes:
-        trial_hours: wall hours of training, over all trials.
+        trial_hours: wall hours of training, over all trials, finalists among them.
+        finalist_hours: those of the finalists alone.
         gpu_hours: the same times the GPUs of a trial.
         driver_hours: wall hours of all drivers; 0 where none has ended yet.
         saved_hours: what stopped trials would have trained on to their last step, each at its own speed.
@@ -96,6 +97,7 @@ class Compute:
     """
 
     trial_hours: float
+    finalist_hours: float
     gpu_hours: float
     driver_hours: float
     saved_hours: float
@@ -104,8 +106,13 @@ class Compute:
 
     @property
     def saved_share(self) -> float:
-        """Of what training every trial to its last step would have cost, in [0, 1)."""
-        return self.saved_hours / whole if (whole := self.trial_hours + self.saved_hours) else 0.0
+        """Of what training every trial of the search to its last step would have cost, in [0, 1)."""
+        return self.saved_hours / whole if (whole := self.search_hours + self.saved_hours) else 0.0
+
+    @property
+    def search_hours(self) -> float:
+        """Wall hours of training, over the trials of the search."""
+        return self.trial_hours - self.finalist_hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,6 +421,7 @@ def _compute(trials: Sequence[Trial], space: Space, driver_hours: float) -> Comp
     saved = sum(t.seconds * (space.budget.steps - t.step) / t.step for t in stopped) / 3600
     return Compute(
         trial_hours=spent,
+        finalist_hours=sum(trial.seconds for trial in own if trial.origin.startswith("finalist")) / 3600,
         gpu_hours=spent * space.resources.gpus,
         driver_hours=driver_hours,
         saved_hours=saved,

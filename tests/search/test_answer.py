@@ -126,6 +126,15 @@ def test_the_cost_and_what_pruning_saved_are_told(found):
     ]
 
 
+def test_what_finalists_cost_is_told_apart_and_no_part_of_what_pruning_saved(found):
+    compute = dataclasses.replace(found.compute, trial_hours=found.compute.trial_hours + 1, finalist_hours=1.0)
+    assert compute.saved_share == pytest.approx(found.compute.saved_share)
+    lines = answer.cost(dataclasses.replace(found, compute=compute))
+    both = "Search and finalists (1 h 39 min the search and 1 h 0 min the finalists) trained for 2.6 h in all, "
+    assert lines[1].startswith(both)
+    assert "18 % of what all trials of the search would have cost" in lines[3]
+
+
 def test_a_study_that_has_not_begun_costs_nothing(ended, found):
     compute = dataclasses.replace(
         found.compute, trial_hours=0.0, gpu_hours=0.0, driver_hours=0.0, saved_hours=0.0, images=0, devices={}
