@@ -149,7 +149,7 @@ def equalities(found: Sequence[Findings], of: Ranking) -> list[tuple[str, str]]:
     """What was held equal between the arms, and what was not: term and text."""
     space = found[0].space
     budget, judged = space.budget, [one for each in of.ranked for one in each.contenders]
-    proven = [(printable(units.label(name)), _where(name, *ends)) for name, ends in of.tie.equal.items()]
+    proven = [(printable(units.label(name)), _where(of, name, *ends)) for name, ends in of.tie.equal.items()]
     used = sorted({seed for one in judged for seed in one.seeds})
     images = f"{budget.steps:,} steps of {space.base.batch_size:,} images, so {budget.steps * space.base.batch_size:,}"
     wanted = space.finalists
@@ -238,8 +238,14 @@ def _trial(one: Contender) -> str:
     return f"{one.of}{' (baseline)' if one.baseline else ''}"
 
 
-def _where(name: str, least: float, most: float) -> str:
-    return f"{methods.extent(name, least, most)}{' in every arm' if least == most else ' over all arms'}"
+def _where(of: Ranking, name: str, least: float, most: float) -> str:
+    """What a quantity was in all models that were to be equal in it, and in those that stand for arms."""
+    if least == most:
+        return f"{methods.extent(name, least, most)} in every arm"
+    known = [each.representative.costs.get(name) for each in of.ranked]
+    costs = [cost for cost in known if cost is not None]
+    have = f"; those that stand for arms have {methods.extent(name, min(costs), max(costs))}" if costs else ""
+    return f"within {methods.extent(name, least, most)}{have}"
 
 
 def _quantity(name: str) -> str:

@@ -35,6 +35,9 @@ FOREST = (
 )
 """What the figure of the arms shows."""
 
+BY = "by the mean over seeds; pictures of one seed each"
+"""How images are chosen, and what is shown of them."""
+
 SHOWN = 6
 """Images of each kind."""
 
@@ -46,6 +49,7 @@ class Group:
     Attributes:
         name: of its figure.
         title: which images these are.
+        among: which they were chosen among, by what, and whose pictures are shown.
         images: their numbers in the test split.
         values: arm -> the metric that ranks of each of them, the mean over seeds; empty where it can't be read.
         sheets: what an arm is called, and the PNG of a sheet of one row: the originals above what it makes of them.
@@ -53,6 +57,7 @@ class Group:
 
     name: str
     title: str
+    among: str
     images: Sequence[int]
     values: Sequence[tuple[str, Sequence[float]]]
     sheets: Sequence[tuple[str, bytes]]
@@ -74,7 +79,7 @@ def groups(found: Sequence[Findings], ranking: Ranking, load_picture: LoadPictur
     by_name = {each.tie.arm: each for each in found if each.tie}
     sheets, missing = {}, []
     for arm in ranking.ranked:
-        sheet = _sheet(by_name[arm.name], arm, load_picture)
+        sheet = _sheet(by_name[arm.name], arm, ranking.metric, load_picture)
         if sheet is None:
             missing.append(printable(arm.name))
         else:
@@ -94,6 +99,7 @@ def groups(found: Sequence[Findings], ranking: Ranking, load_picture: LoadPictur
             Group(
                 name=name,
                 title=title,
+                among=f"chosen among the {len(numbers)} of {total:,} test images of which pictures were kept, {BY}",
                 images=[int(numbers[place]) for place in places],
                 values=[(arm, [float(each[place]) for place in places]) for arm, each in measured.items()],
                 sheets=[(arm, strips.joined(pairs[places])) for arm, (_, pairs) in sheets.items()],
@@ -120,19 +126,24 @@ def draw(
         pictures = figures.reconstructions(each.sheets, found[0].space.base.data.resolution)
         if pictures:
             numbers = ", ".join(map(str, each.images))
-            drawn[each.name], captions[each.name] = pictures, f"{each.title}; images {numbers} of the test split."
+            drawn[each.name] = pictures
+            captions[each.name] = f"{each.title}, {each.among}; images {numbers} of the test split."
     return drawn, captions, missing
 
 
-def _sheet(found: Findings, arm: Arm, load_picture: LoadPicture) -> tuple[int, NDArray[np.uint8]] | None:
-    """A seed of what stands for an arm, and its pictures (n, 2, h, w, c): the first one that can be read."""
+def _sheet(found: Findings, arm: Arm, metric: str, load_picture: LoadPicture) -> tuple[int, NDArray[np.uint8]] | None:
+    """A seed of what stands for an arm, and its pictures (n, 2, h, w, c).
+
+    Of those that can be read it is the one whose mean is nearest to the arm's.
+    """
     best, side = arm.representative, found.space.base.data.resolution
-    for seed, number in zip(best.seeds, best.trials, strict=True):
-        picture = found.trials[number].picture(SHEET)
+    means = reduce(best.values[metric], "s i -> s", "mean")
+    for place in np.argsort(np.abs(means - means.mean()), kind="stable"):
+        picture = found.trials[best.trials[place]].picture(SHEET)
         png = None if picture is None else load_picture(found, picture)
         pairs = None if png is None else strips.pairs(png, side)
         if pairs is not None:
-            return seed, pairs
+            return best.seeds[place], pairs
     return None
 
 
