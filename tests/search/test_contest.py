@@ -54,7 +54,8 @@ def test_the_page_of_a_comparison_opens_with_the_answer_and_what_it_does_not_sho
         "Which arm won good (trial 0: lr 0.002, codebook_size 64) is the best on the test split: PSNR 23.",
         "The arms",
         "Every pair of arms",
-        "What was held equal tokens 16 per image in every arm parameters within 11,000 to 13,000",
+        "What was held equal tokens 16 per image in every arm parameters within 11,000 to 13,000; those that stand for "
+        "arms have 12,345",
         "18 steps of 4 images, so 72 by each model",
         "the best 1 of each search, and its baselines their seeds 1, 2 and 3 judged on the same 60 test images, paired",
         "free to differ size (bits/image)",
@@ -62,8 +63,8 @@ def test_the_page_of_a_comparison_opens_with_the_answer_and_what_it_does_not_sho
         "Each arm was searched once.",
         "Not measured on the test split: LPIPS (alex), SSIM,",
         "The same test images, all arms",
-        "Where the arms disagree most in PSNR Chosen among the 32 of 60 test images of which pictures were kept, by the "
-        "mean over seeds; pictures of one seed each. original good, seed ",
+        "Where the arms disagree most in PSNR Chosen among the 32 of 60 test images of which pictures were kept, by "
+        "the mean over seeds; pictures of one seed each. original good, seed ",
         "Every finalist, seed by seed",
         "The searches side by side",
         "Finalists Trained again on fresh seeds",
