@@ -180,6 +180,7 @@ def caveats(found: Sequence[Findings], of: Ranking) -> list[str]:
         "for an arm is in no interval.",
         f"{answer.count(budget.trials, 'trial')} of {answer.count(budget.steps, 'step')} for each arm: with a larger "
         "budget another arm may win, and an arm with more to tune is searched less well by the same budget.",
+        *_counts(found, of),
     ]
     few = min((len(each.representative.seeds) for each in of.ranked), default=0)
     if of.ranked:
@@ -212,6 +213,7 @@ def caveats(found: Sequence[Findings], of: Ranking) -> list[str]:
     devices = list(dict.fromkeys(name for each in found for name in each.compute.devices))
     if len(devices) > 1:
         lines.append(f"Trials ran on {answer.listed(devices)}, so speeds do not compare.")
+    lines += _undersampled(found, of)
     lines += [f"{each.name} is not ranked: {each.why_not}." for each in of.arms if not each.verdict]
     for each in of.arms:
         if each.lost:
@@ -221,6 +223,41 @@ def caveats(found: Sequence[Findings], of: Ranking) -> list[str]:
         if each.verdict and len(each.verdict.openings) > 1:
             lines.append(f"The test split of {each.name} was opened {len(each.verdict.openings)} times.")
     return [printable(each) for each in lines]
+
+
+def _counts(found: Sequence[Findings], of: Ranking) -> list[str]:
+    """How much of each search there was: baselines that stand, trials that ended, settings judged, fields searched."""
+    lines, ranked = [], of.ranked
+    if baselines := sum(each.representative.baseline for each in ranked):
+        lines.append(f"The baseline stands for {baselines} of {answer.count(len(ranked), 'ranked arm')}.")
+    whole = [f"{len(each.ended('COMPLETE')):,} of {len(each.own):,} in {_called(each)}" for each in found]
+    lines.append(f"Trials of the searches that were trained to their end: {answer.listed(whole)}.")
+    if len({len(each.contenders) for each in ranked}) > 1:
+        judged = [f"{len(each.contenders):,} of {each.name}" for each in ranked]
+        lines.append(f"Settings judged on the test split: {answer.listed(judged)}.")
+    fields = {_called(each): [parameter.name for parameter in each.space.parameters] for each in found}
+    for name in dict.fromkeys(name for names in fields.values() for name in names):
+        arms = [arm for arm, names in fields.items() if name in names]
+        if len(arms) < len(fields):
+            lines.append(f"{name} was searched in {answer.listed(arms)} alone.")
+    return lines
+
+
+def _undersampled(found: Sequence[Findings], of: Ranking) -> list[str]:
+    """Where the test split has too few tokens to count the codes with."""
+    spaces = {_called(each): each.space for each in found}
+    lines: dict[str, list[str]] = {}
+    for each in of.ranked:
+        means = each.representative.means
+        if "codebook_undersampled" in means and means["codebook_undersampled"].value > 0:
+            codes = spaces[each.name].config(each.representative.settings).quantizer.codebook_size
+            what = f"{means['codebook_tokens'].value:,.0f} tokens for {codes:,} codes"
+            lines.setdefault(what, []).append(each.name)
+    return [
+        f"The entropy-coded size on the test split is too low where codes are counted on few tokens: {what} in "
+        f"{answer.listed(arms)}."
+        for what, arms in lines.items()
+    ]
 
 
 def said(of: Ranking) -> list[str]:

@@ -312,7 +312,8 @@ def _finalists(findings: Findings) -> list[str]:
     return [
         f"When the search was over, {count(len(judged.contenders), 'setting')} trained again from scratch at the full "
         f"budget, never stopped early, each with the seeds {listed([str(seed) for seed in used])}, which the search "
-        f"had not used, and were measured on the test split, which was opened {times}.",
+        f"had not used, and were measured on the test split, which was opened {times}. No further images were encoded "
+        "there to count codes.",
         f"Intervals are of {CONFIDENCE:.0%}: the standard error is of a bootstrap of {REPLICATES:,} replicates that "
         f"resamples seeds{images} independently (Owen 2007), the quantile that of Student's t with the degrees of "
         "freedom of Satterthwaite 1946, since percentiles are too narrow with few seeds (Hesterberg 2015); none is "

@@ -14,7 +14,20 @@ from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from optuna.trial import TrialState
 
-from search import cli_look, contest, disagreement, findings, markdown, page, paper, ranking, records, report, strips
+from search import (
+    cli_look,
+    contest,
+    disagreement,
+    findings,
+    markdown,
+    page,
+    paper,
+    ranking,
+    records,
+    report,
+    statistics,
+    strips,
+)
 from search.findings import ranked
 
 NOW = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
@@ -158,6 +171,40 @@ def test_the_reader_is_told_what_could_be_held_against_the_comparison(make_arms)
     elsewhere = [dataclasses.replace(found[0], space=dataclasses.replace(found[0].space, base=base)), *found[1:]]
     general = "60 test images, taken as drawn independently from those of interest."
     assert general in contest.caveats(elsewhere, ranked(found))
+
+
+def test_counts_that_a_reader_would_hold_against_it_are_told(fair):
+    found = read(fair)
+    said = contest.caveats(found, ranked(found))
+    whole = [f"{len(each.ended('COMPLETE'))} of {len(each.own)} in {each.tie.arm}" for each in found]
+    assert f"Trials of the searches that were trained to their end: {', '.join(whole[:2])} and {whole[2]}." in said
+    assert not any("was searched in" in line or "too low" in line for line in said)
+    first = found[0].space
+    fewer = dataclasses.replace(first, parameters=first.parameters[:1])
+    said = contest.caveats([dataclasses.replace(found[0], space=fewer), *found[1:]], ranked(found))
+    assert f"{first.parameters[1].name} was searched in {found[1].tie.arm} and {found[2].tie.arm} alone." in said
+
+
+def test_a_baseline_that_stands_and_few_tokens_are_told(make_arms):
+    arms = make_arms("one", "two")
+    arms["one"].judged(arms["one"].setting(0, 25.0, baseline=True), 21.0)
+    for lr in (2e-3, 3e-3):
+        arms["two"].judged(arms["two"].setting(lr, 25.0), 20.0)
+    found = read(arms)
+    said = contest.caveats(found, ranked(found))
+    assert "The baseline stands for 1 of 2 ranked arms." in said
+    assert "Settings judged on the test split: 1 of one and 2 of two." in said
+    known = {"value": 600.0, "confidence": 0.95, "seeds": (), "images": None}
+    counted = {name: statistics.Estimate(**known) for name in ("codebook_undersampled", "codebook_tokens")}
+    of = ranked(found)
+    (two,) = [each for each in of.arms if each.name == "two"]
+    judged = [dataclasses.replace(one, means={**one.means, **counted}) for one in two.contenders]
+    changed = dataclasses.replace(two, verdict=dataclasses.replace(two.verdict, contenders=judged))
+    of = dataclasses.replace(of, arms=[changed if each is two else each for each in of.arms])
+    assert (
+        "The entropy-coded size on the test split is too low where codes are counted on few tokens: 600 tokens for 64 "
+        "codes in two."
+    ) in contest.caveats(found, of)
 
 
 def test_a_comparison_without_any_judged_arm_says_why_in_every_report(make_arms, tmp_path, compiled):
