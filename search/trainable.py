@@ -139,8 +139,10 @@ def _save(assignment: Assignment, folder: str, progress: Any) -> None:
     output.require(assignment.root, assignment.study)
     try:
         output.save(assignment.root, folder, _writer(progress))
-    except OSError as error:
+    except (OSError, VqvaeError) as error:
         output.require(assignment.root, assignment.study)  # it may have vanished in the middle of the writing
+        if isinstance(error, VqvaeError):
+            raise
         raise OutputError(f"{assignment.root}: the output root can't be written: {error}") from None
 
 

@@ -11,6 +11,7 @@ from search import detach, launch, output, space, trainable
 from search.errors import OutputError
 from search.progress import View
 from search.searcher import Assignment
+from vqvae.checkpoint import CheckpointError
 
 
 def write(text):
@@ -55,13 +56,16 @@ def test_a_root_that_vanished_is_not_made_anew(tmp_path):
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_root_that_vanishes_while_a_checkpoint_is_written_is_said_to_be_away(tmp_path):
+@pytest.mark.parametrize("error", [None, CheckpointError("step-1: can't be written: I/O error"), OSError("I/O error")])
+def test_a_root_that_vanishes_while_a_checkpoint_is_written_is_said_to_be_away(tmp_path, error):
     root = tmp_path / "out"
     root.mkdir()
     output.claim(str(root), "s", "1")
 
     def checkpoint(folder):
         root.rename(tmp_path / "away")
+        if error is not None:
+            raise error
         (folder / "a.txt").write_text("half")
 
     assignment = Assignment(
