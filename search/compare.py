@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import optuna
 from optuna.storages import BaseStorage
 
-from search import catalog, equality, launch, records, storage
+from search import catalog, equality, launch, output, records, storage
 from search.comparison import Comparison
 from search.equality import Proof
 from search.errors import StudyError
@@ -42,6 +42,8 @@ def run(
     for space in comparison.arms.values():
         launch.check_trainable(space)
     proof = equality.prove(comparison)
+    if root is not None:
+        root = output.absolute(root)  # refused before a storage is made
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     there = load(store, comparison.name)
     if root is None and there:

@@ -85,6 +85,7 @@ def launch(
     Raises:
         UserError: what the user can mend; nothing has been started or lost.
     """
+    absolute = None if root is None else output.absolute(root)  # refused before a storage is made
     store = Patient(storage.open_storage(url, tell=view.message), view.message)
     copies: tuple[FrozenTrial, ...] = ()
     if extend is not None:
@@ -92,7 +93,7 @@ def launch(
         taken = extension.extend(store, space, extend, driver.measure())
         copies = taken.copies
         view.message(taken.line)
-    planned = plan(store, space, root, view, copies=copies)
+    planned = plan(store, space, absolute, view, copies=copies)
     return run([planned] if planned else [], address, wait_for_nodes, view)
 
 
