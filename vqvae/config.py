@@ -307,7 +307,7 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     """Decoupled weight decay of matrices; codebook, norms, biases, positions, A_log, D, dt_bias have none."""
     epsilon: float = 1.0e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment; where it is silent, 1e-12 under any parametrization but standard."""
     schedule: str = "cosine"
     """After the linear warm-up: cosine, wsd (constant, then linear decay) or constant."""
     warmup_steps: int = 1024
@@ -328,6 +328,37 @@ class OptimizerConfig:
         require(self.warmup_steps >= 0, "warmup_steps", "at least 0", self.warmup_steps)
         _each(self, "decay_fraction final_lr_ratio", least=0, most=1)
         require(self.clip_norm >= 0, "clip_norm", "at least 0", self.clip_norm)
+
+
+TRANSFER_EPSILON = 1.0e-12
+"""AdamW's epsilon under any parametrization but standard, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParametrizationConfig:
+    """How what was tuned on a small model is carried over to a larger one of its family (`vqvae.parametrization`)."""
+
+    kind: str = "standard"
+    """standard (the same settings at any size), mup, sp-full-align (what to begin with) or sp-no-align: learning rates,
+    weight decay and initial weights by the role of each parameter."""
+    base_width: int = 0
+    """`model.width` of the model that was tuned, at which every kind is standard; 0 will do for standard alone."""
+    base_depth: int = 0
+    """`model.depth` of it: what the blocks add to the trunk is multiplied by base_depth / depth; 0 is off. A
+    `decoder_depth` of its own is taken to grow with `depth`."""
+    base_gan_width: int = 0
+    """`gan.width` beside it; 0 is that of the run: one discriminator for models of every size."""
+
+    def __post_init__(self) -> None:
+        _one_of(self, "kind", "standard", "mup", "sp-full-align", "sp-no-align")
+        _each(self, "base_width base_gan_width", least=0, most=LARGEST // 2)
+        _each(self, "base_depth", least=0, most=1000)
+        require(
+            self.kind == "standard" or self.base_width > 0,
+            "base_width",
+            f"the width of the model that was tuned, since kind is {self.kind}",
+            self.base_width,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,6 +455,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     gan: GanConfig = field(default_factory=GanConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parametrization: ParametrizationConfig = field(default_factory=ParametrizationConfig)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     steps: int = 30000
@@ -476,6 +508,14 @@ class TrainConfig:
             "data.resolution",
             f"a multiple of model.patch ({self.model.patch})",
             self.data.resolution,
+        )
+        epsilon, silent = self.optimizer.epsilon, OptimizerConfig().epsilon
+        require(
+            self.parametrization.kind == "standard" or epsilon == silent or epsilon <= TRANSFER_EPSILON,
+            "optimizer.epsilon",
+            f"at most {TRANSFER_EPSILON:g}, or left out, since parametrization.kind is {self.parametrization.kind}: "
+            "gradients shrink with the width",
+            epsilon,
         )
         require(
             not (self.gan.weight and self.gan.adaptive) or any((self.loss.l1, self.loss.l2, self.loss.perceptual)),

@@ -10,6 +10,7 @@ convolutions see the same memory as (b, c, h, w) in the channels_last format.
 [2] Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis" (attention at the lowest resolution)
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ class ConvolutionBlock(nn.Module):
 
     def __init__(self, width: int, mlp_ratio: int) -> None:
         super().__init__()
+        self.residual_scale = 1.0
         self.mixer_norm = RMSNorm(width)
         self.mixer = conv(width, width, 7, groups=width)
         self.mlp_norm = RMSNorm(width)
@@ -30,9 +32,8 @@ class ConvolutionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, h, w, c) to (b, h, w, c)."""
         convolved = self.mixer(rearrange(self.mixer_norm(x), "b h w c -> b c h w"))
-        x = x + rearrange(convolved, "b c h w -> b h w c")
-        mixed: Tensor = x + self.mlp(self.mlp_norm(x))
-        return mixed
+        x = torch.add(x, rearrange(convolved, "b c h w -> b h w c"), alpha=self.residual_scale)
+        return torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.residual_scale)
 
 
 class ConvolutionEncoder(nn.Module):

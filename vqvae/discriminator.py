@@ -10,6 +10,7 @@ Axes: b images, h and w rows and columns of pixels, y and x rows and columns of 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae import parametrization
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqvae.config import GanConfig
+    from vqvae.config import GanConfig, TrainConfig
+    from vqvae.parametrization import Factors
 
 _GROUP = 16
 """Channels that GroupNorm norms together, where they divide so; among the best in [4, table 3]."""
@@ -56,6 +60,29 @@ class Discriminator(nn.Module):
         """Images (b, 3, h, w) in [-1, 1] to logits (b, 1, y, x), with y = h // 2**depth - 2, x alike."""
         logits: Tensor = self.layers(images)
         return logits
+
+
+def parametrized(discriminator: Discriminator, config: TrainConfig) -> dict[str, Factors]:
+    """Scales a discriminator's weights as the parametrization of a run asks, and says how to scale its learning rates.
+
+    Its width is its own, and so is its base, by default the same: one discriminator judges models of every width.
+
+    Returns:
+        What the settings of each parameter are multiplied by, by its name; {} where nothing is.
+
+    Raises:
+        ConfigError: as in `vqvae.parametrization.classify`.
+    """
+    chosen = config.parametrization
+    if chosen.kind == "standard":
+        return {}
+
+    def build(width: int) -> Discriminator:
+        return Discriminator(dataclasses.replace(config.gan, width=width))
+
+    places = parametrization.classify(build, chosen.base_gan_width or config.gan.width)
+    parametrization.initialize(discriminator, places, chosen.kind)
+    return parametrization.factors(discriminator, places, chosen.kind)
 
 
 class Gan(nn.Module):

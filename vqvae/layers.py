@@ -15,7 +15,7 @@ output grows with the square root of the width.)
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +133,7 @@ class MixerBlock(nn.Module):
 
     def __init__(self, mixer: nn.Module, width: int, mlp_ratio: int) -> None:
         super().__init__()
+        self.residual_scale = 1.0
         self.mixer_norm = RMSNorm(width)
         self.mixer = mixer
         self.mlp_norm = RMSNorm(width)
@@ -140,9 +141,8 @@ class MixerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) to (b, n, c)."""
-        x = x + self.mixer(self.mixer_norm(x))
-        mixed: Tensor = x + self.mlp(self.mlp_norm(x))
-        return mixed
+        x = torch.add(x, self.mixer(self.mixer_norm(x)), alpha=self.residual_scale)
+        return torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.residual_scale)
 
 
 def transformer_block(width: int, head_size: int, mlp_ratio: int) -> MixerBlock:
@@ -199,6 +199,8 @@ def patch_backbone(block: Callable[[ModelConfig], nn.Module]) -> Backbone:
 class PatchEncoder(nn.Module):
     """Patch embedding, positions, blocks, head."""
 
+    parameter_roles: ClassVar = {"positions": "input"}
+
     def __init__(self, config: ModelConfig, resolution: int, block: Callable[[ModelConfig], nn.Module]) -> None:
         super().__init__()
         self.patches = conv(3, config.width, _patch_kernel(config), stride=config.patch)
@@ -217,6 +219,8 @@ class PatchEncoder(nn.Module):
 
 class PatchDecoder(nn.Module):
     """Positions, blocks, head, transposed convolution."""
+
+    parameter_roles: ClassVar = {"positions": "input"}
 
     def __init__(self, config: ModelConfig, resolution: int, block: Callable[[ModelConfig], nn.Module]) -> None:
         super().__init__()

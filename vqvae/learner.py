@@ -19,9 +19,9 @@ import torch
 
 from vqvae.checkpoint import CheckpointError
 from vqvae.config import TrainConfig, VqvaeError
-from vqvae.discriminator import Gan
+from vqvae.discriminator import Gan, parametrized
 from vqvae.losses import Loss
-from vqvae.model import build_model
+from vqvae.model import build_model, factors
 from vqvae.optimizer import (
     build_optimizer,
     learning_rate_factor,
@@ -30,6 +30,7 @@ from vqvae.optimizer import (
     set_learning_rate,
     update_average,
 )
+from vqvae.parametrization import adam
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -70,23 +71,24 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             self.model = build_model(config)
+            judged = {}
             if config.gan.weight:
                 self.gan = Gan(config.gan)
+                judged = parametrized(self.gan.discriminator, config)
         with self._memory():
             self.model.to(device).train()
             self.loss.to(device)
             if self.gan:
                 self.gan.to(device)
             self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        quantizer = self.model.quantizer
-        self.optimizer = build_optimizer(
-            self.model, config.optimizer, quantizer.fast_parameters(), config.quantizer.lr_multiplier
-        )
+        settings, fast = adam(config), self.model.quantizer.fast_parameters()
+        scales = factors(self.model, config)
+        self.optimizer = build_optimizer(self.model, settings, fast, config.quantizer.lr_multiplier, scales)
         self.gan_optimizer: torch.optim.AdamW | None = None
         if self.gan:
             own = {name: getattr(config.gan, name) for name in ("lr", "beta1", "beta2")}
-            settings = dataclasses.replace(config.optimizer, weight_decay=0.0, **own)
-            self.gan_optimizer = build_optimizer(self.gan.discriminator, settings)
+            settings = dataclasses.replace(settings, weight_decay=0.0, **own)
+            self.gan_optimizer = build_optimizer(self.gan.discriminator, settings, scales=judged)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         if config.compile == "always" or (config.compile == "auto" and device.type == "cuda"):

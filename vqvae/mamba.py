@@ -3,6 +3,7 @@
 Axes: b images, n tokens in reading order, c channels.
 """
 
+import torch
 from torch import Tensor, nn
 
 from vqvae.config import ModelConfig
@@ -28,6 +29,7 @@ class BidirectionalMambaBlock(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.residual_scale = 1.0
         self.mixer_norm = RMSNorm(config.width)
         self.forward_mixer = Mamba2(config.width, config.head_size, config.state_size)
         self.forward_mlp_norm = RMSNorm(config.width)
@@ -39,11 +41,11 @@ class BidirectionalMambaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) to (b, n, c)."""
         normed = self.mixer_norm(x)
-        ahead = x + self.forward_mixer(normed)
-        ahead = ahead + self.forward_mlp(self.forward_mlp_norm(ahead))
+        ahead = torch.add(x, self.forward_mixer(normed), alpha=self.residual_scale)
+        ahead = torch.add(ahead, self.forward_mlp(self.forward_mlp_norm(ahead)), alpha=self.residual_scale)
         # Only the mixer knows an order, so only its input and its output are turned.
-        behind = x + self.backward_mixer(normed.flip(1)).flip(1)
-        behind = behind + self.backward_mlp(self.backward_mlp_norm(behind))
+        behind = torch.add(x, self.backward_mixer(normed.flip(1)).flip(1), alpha=self.residual_scale)
+        behind = torch.add(behind, self.backward_mlp(self.backward_mlp_norm(behind)), alpha=self.residual_scale)
         mixed: Tensor = ahead + behind
         return mixed
 

@@ -8,17 +8,17 @@ reading order (n = y x), c channels of a token.
     images = model.decode(indices)       # (b, 3, h, w)
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from vqvae import plugins
+from vqvae import parametrization, plugins
 from vqvae.attention import ATTENTION
 from vqvae.codes import Quantized, Quantizer
 from vqvae.config import ConfigError, QuantizerConfig, TrainConfig, VqvaeError
@@ -26,6 +26,7 @@ from vqvae.convolution import CONVOLUTION
 from vqvae.layers import Backbone, conv, dense, patch_backbone
 from vqvae.mamba import BIMAMBA, MAMBA
 from vqvae.mambavision import MAMBAVISION
+from vqvae.parametrization import Factors, Place, unallocated
 from vqvae.quantize import QUANTIZERS
 
 BACKBONES: dict[str, Backbone] = {
@@ -69,6 +70,8 @@ class Reconstruction(NamedTuple):
 
 class VQVAE(nn.Module):
     """Encoder, quantizer and decoder for square images of one size, with values in [-1, 1]."""
+
+    parameter_roles: ClassVar = {"to_code.weight": "bottleneck"}
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
@@ -182,8 +185,38 @@ def build_model(config: TrainConfig) -> VQVAE:
 
     Raises:
         ConfigError: a backbone or a quantizer of an unknown name, or sizes that do not fit together.
+        UnclassifiedError: as in `roles`, and blocks whose residual branches take no scale.
     """
-    return VQVAE(config)
+    model, chosen = VQVAE(config), config.parametrization
+    if chosen.kind != "standard":
+        parametrization.initialize(model, roles(config), chosen.kind)
+        if chosen.base_depth and chosen.base_depth != config.model.depth:
+            parametrization.scale_residuals(model.blocks(), chosen.base_depth / config.model.depth)
+    return model
+
+
+def roles(config: TrainConfig, base_width: int = 0) -> dict[str, Place]:
+    """The place of every parameter of a config's model, by its name: what it needs to be trained at another width.
+
+    Args:
+        config: of a model of any width; its parametrization may be of any kind.
+        base_width: of the family; 0 is that of the config, or else the model's own.
+
+    Raises:
+        UnclassifiedError: a parameter whose role can't be told.
+        ConfigError: as in `build_model`, and a base width of which no such model can be built.
+    """
+
+    def build(width: int) -> VQVAE:
+        return VQVAE(dataclasses.replace(config, model=dataclasses.replace(config.model, width=width)))
+
+    return parametrization.classify(build, base_width or config.parametrization.base_width or config.model.width)
+
+
+def factors(model: VQVAE, config: TrainConfig) -> dict[str, Factors]:
+    """What the settings of each parameter of a config's model are multiplied by; {} where nothing is."""
+    kind = config.parametrization.kind
+    return {} if kind == "standard" else parametrization.factors(model, roles(config), kind)
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
@@ -202,7 +235,7 @@ def count_parameters(config: TrainConfig) -> int:
     Raises:
         ConfigError: as in `build_model`.
     """
-    with torch.device("meta"), _Undrawn():
+    with unallocated():
         return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
@@ -212,18 +245,6 @@ def bits_per_image(config: TrainConfig) -> float:
     Raises:
         ConfigError: a quantizer of an unknown name.
     """
-    with torch.device("meta"), _Undrawn():
+    with unallocated():
         quantizer = build_quantizer(config.quantizer)
     return config.tokens * math.log2(quantizer.codebook_size)
-
-
-class _Undrawn(TorchFunctionMode):
-    """Draws no weights: on the meta device there are none, but torch imports its compiler, in seconds, to say so."""
-
-    def __torch_function__(
-        self, function: Any, _types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
-    ) -> Any:
-        options = options or {}
-        if getattr(function, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
-            return arguments[0] if arguments else options["tensor"]
-        return function(*arguments, **options)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vqvae.parametrization import param_groups
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from vqvae.config import OptimizerConfig, TrainConfig
+    from vqvae.parametrization import Factors
 
 
 def learning_rate_factor(update: int, config: TrainConfig) -> float:
@@ -53,7 +56,11 @@ def decayed(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, fast: Collection[Tensor] = (), multiplier: float = 1.0
+    model: nn.Module,
+    config: OptimizerConfig,
+    fast: Collection[Tensor] = (),
+    multiplier: float = 1.0,
+    scales: Mapping[str, Factors] | None = None,
 ) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov & Hutter 2019, algorithm 2) with decay on `decayed(model)` only.
 
@@ -64,19 +71,21 @@ def build_optimizer(
         config: of the optimizer.
         fast: parameters with a learning rate of their own, and without decay: those of the codebook.
         multiplier: their learning rate / that of the rest.
+        scales: what the parametrization multiplies each parameter's settings by.
     """
-    shrinking, apart = decayed(model), {id(parameter) for parameter in fast}
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            own = id(parameter) in apart
-            decay = config.weight_decay if name in shrinking and not own else 0.0
-            groups.setdefault((config.lr * (multiplier if own else 1.0), decay), []).append(parameter)
-    parameters = [
-        {"params": params, "weight_decay": decay, "lr": torch.tensor(lr, device=params[0].device), "peak_lr": lr}
-        for (lr, decay), params in groups.items()
-    ]
-    return torch.optim.AdamW(parameters, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    apart = {id(parameter) for parameter in fast}
+    own = {name: multiplier for name, parameter in model.named_parameters() if id(parameter) in apart}
+    groups = param_groups(
+        model,
+        config.lr,
+        config.weight_decay,
+        decayed=decayed(model) - own.keys(),
+        multipliers=own,
+        scales=scales or {},
+    )
+    for group in groups:
+        group |= {"lr": torch.tensor(group["lr"], device=group["params"][0].device), "peak_lr": group["lr"]}
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -34,8 +34,8 @@ def test_a_config_survives_json() -> None:
 def test_every_field_is_followed_by_its_meaning() -> None:
     tree = ast.parse(inspect.getsource(module))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")]
-    assert len(classes) == 8
-    parts = {"gan", "model", "quantizer", "loss", "optimizer", "data", "evaluation"}
+    assert len(classes) == 9
+    parts = {"gan", "model", "quantizer", "loss", "optimizer", "parametrization", "data", "evaluation"}
     for owner in classes:
         for item, following in zip(owner.body, [*owner.body[1:], None], strict=True):
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id not in parts:
@@ -116,6 +116,13 @@ def test_whole_numbers_pass_as_floats_and_whole_floats_as_integers() -> None:
             [4096, 8192],
             "must be at most 16777216 codes, their product, together, but got (4096, 8192)",
         ),
+        (
+            "parametrization.kind",
+            "muP",
+            "must be one of standard, mup, sp-full-align, sp-no-align, but got 'muP'",
+        ),
+        ("parametrization.base_width", 2**16, "must be from 0 to 32768, but got 65536"),
+        ("parametrization.base_depth", -1, "must be from 0 to 1000, but got -1"),
         ("gan.weight", -0.5, "must be at least 0 and finite, but got -0.5"),
         ("gan.start", 1.0, "must be from 0 to below 1, but got 1.0"),
         ("gan.depth", 9, "must be from 1 to 8, but got 9"),
@@ -174,6 +181,22 @@ def test_a_quantizer_needs_the_settings_of_its_kind(values: dict[str, Any], mess
     with pytest.raises(ConfigError) as error:
         replace(TrainConfig(), {"quantizer": values})
     assert str(error.value) == message
+
+
+def test_a_parametrization_needs_the_width_that_was_tuned_and_a_small_epsilon() -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(TrainConfig(), {"parametrization.kind": "mup"})
+    assert str(error.value) == (
+        "parametrization.base_width: must be the width of the model that was tuned, since kind is mup, but got 0"
+    )
+    chosen = {"parametrization": {"kind": "mup", "base_width": 64}}
+    with pytest.raises(ConfigError) as error:
+        replace(TrainConfig(), {**chosen, "optimizer.epsilon": 1e-6})
+    assert str(error.value) == (
+        "optimizer.epsilon: must be at most 1e-12, or left out, since parametrization.kind is mup: gradients shrink "
+        "with the width, but got 1e-06"
+    )
+    assert replace(TrainConfig(), chosen).optimizer.epsilon == 1e-8
 
 
 def test_images_must_be_large_enough_for_the_discriminator_if_there_is_one() -> None:
