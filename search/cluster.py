@@ -1,24 +1,24 @@
-"""The Ray side of a search: the cluster, what it holds, and the actor that tells workers to drain."""
+"""The Ray side of a search: the cluster, and the actor that tells workers to drain."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import functools
-import math
 import os
 import socket
 import subprocess
-import time
+import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from search import credentials
 from search.errors import ResourceError, SearchError
-from search.schema import Resources
-from search.space import Space
+from search.text import one_line
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,43 +37,74 @@ QUIET = {
 START_S = 120.0
 """Wall seconds after which a Ray that has not started, or taken us in, is given up."""
 
+ANSWER_S = 30.0
+"""Wall seconds after which a cluster that has not said whether it lets us in is given up."""
+
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, tell: Callable[[str], None] = lambda _line: None) -> Iterator[None]:
     """A Ray cluster: a new one on this machine, or the one at `address`; left when the context ends.
 
-    A Ray that does not answer for `START_S` ends this process with a line and exit 1.
+    The new one listens on the loopback alone and asks for a token that nobody else knows, since whoever is let in runs
+    code here. A Ray that does not answer for `START_S` ends this process with a line and exit 1.
+
+    Args:
+        address: ``auto``, ``HOST:PORT``, or None.
+        tell: takes a line for people.
 
     Raises:
-        ResourceError: nothing answers at the address.
+        ResourceError: nothing answers at the address, or it does not let us in.
         SearchError: Ray can't be started here.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    import logging
+    with contextlib.ExitStack() as held:
+        held.enter_context(_alone() if address is None else credentials.presented(_lets_us_in(address, tell)))
+        import logging
 
-    import ray
+        import ray
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # A lost worker is told by us, in one line.
-    common: dict[str, Any] = {"namespace": "vqsearch", "log_to_driver": False, "logging_level": "ERROR"}
-    where = "on this machine" if address is None else f"at --address {address}"
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # A lost worker is told by us, in one line.
+        common: dict[str, Any] = {"namespace": "vqsearch", "log_to_driver": False, "logging_level": "ERROR"}
+        try:
+            if address is None:
+                # A small object store: nothing large goes through it, images and checkpoints lie in files.
+                with _given_up_after(START_S, "on this machine"), _sessions_of_their_own():
+                    ray.init(address="local", include_dashboard=False, object_store_memory=128 * 2**20, **common)
+            else:
+                with _given_up_after(START_S, f"at --address {address}"):
+                    ray.init(address=address, **common)
+        except Exception as error:  # where a process of it dies early, Ray raises a bare Exception
+            if address is None:
+                raise SearchError(f"Ray can't be started on this machine: {error}") from error
+            raise ResourceError(f"--address {address}: {_words(error)}") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """A Ray that starts in this context is out of reach for everybody else.
+
+    Ray listens on all interfaces, except where it believes that it can't be a cluster.
+    """
+    from ray._private import ray_constants
+
+    name, possible = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(name)
+    os.environ[name] = "0"  # for the processes that it starts
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        if address is None:
-            # A small object store: nothing large goes through it, images and checkpoints lie in files.
-            with _given_up_after(START_S, where), _sessions_of_their_own():
-                ray.init(address="local", include_dashboard=False, object_store_memory=128 * 2**20, **common)
-        else:
-            _require_an_answer(address)
-            with _given_up_after(START_S, where):
-                ray.init(address=address, **common)
-    except Exception as error:  # where a process of it dies early, Ray raises a bare Exception
-        if address is None:
-            raise SearchError(f"Ray can't be started on this machine: {error}") from error
-        raise ResourceError(f"--address {address}: no Ray cluster answers there: {error}") from None
-    try:
-        yield
+        with credentials.fresh():
+            yield
     finally:
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = possible
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager
@@ -95,14 +126,81 @@ def _given_up_after(seconds: float, where: str) -> Iterator[None]:
         speaker.communicate()
 
 
-def _require_an_answer(address: str) -> None:
-    """Ray itself would try again for minutes, and then end the process without a line."""
+def _lets_us_in(address: str, tell: Callable[[str], None]) -> bool:
+    """Make sure that a cluster answers and lets us in; Ray itself would try again for long, and end without a line.
+
+    Returns:
+        Whether it asks for a token.
+
+    Raises:
+        ResourceError: it does not.
+    """
+    if "://" in address:
+        raise ResourceError(f"--address {address}: expected auto, HOST:PORT of a cluster's head, or http://HOST:PORT")
     host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
+    if host and port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
-            raise ConnectionError(getattr(error, "strerror", None) or error) from None
+            words = getattr(error, "strerror", None) or error
+            raise ResourceError(f"--address {address}: no Ray cluster answers there: {words}") from None
+    # In a process of its own: Ray says what went wrong on stderr, and ends the process where a token is missing.
+    command = [sys.executable, "-P", "-c", "from search import cluster; cluster.answer()"]
+    try:
+        asked = subprocess.run(command, input=address, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ResourceError(f"--address {address}: no Ray cluster answers there within {ANSWER_S:g} s") from None
+    kind, _, words = asked.stdout.strip().rpartition("vqsearch:")[2].partition(" ")
+    if kind == "open":
+        tell(
+            f"the Ray cluster at {address} asks for no token: whoever reaches its ports runs code there; "
+            "docs/cluster.md closes it"
+        )
+        return False
+    if kind == "refused":
+        which = "another one than the token here" if credentials.found() else "a token, and there is none here"
+        raise ResourceError(
+            f"--address {address}: the cluster asks for {which}; expected the cluster's in {credentials.PLACES}"
+        )
+    if kind != "known":
+        said = words or asked.stderr.strip().rpartition("\n")[2]
+        raise ResourceError(f"--address {address}: no Ray cluster answers there: {said}")
+    return True
+
+
+def _words(error: Exception) -> str:
+    return one_line(" ".join(str(error).split()))
+
+
+def answer() -> None:
+    """Tell whether the cluster that standard input names lets us in, in a process of its own.
+
+    Prints ``open`` (it asks for no token), ``known`` (it takes ours), ``refused``, or ``away`` and why.
+    """
+    from ray import _raylet
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray.exceptions import AuthenticationError
+
+    internals: Any = _raylet
+    kind = "open"
+    try:
+        place = canonicalize_bootstrap_address_or_die(sys.stdin.read())
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        credentials.reread()
+        try:
+            internals.GcsClient(address=place)
+        except AuthenticationError:
+            kind = "refused"
+            if credentials.found():
+                os.environ["RAY_AUTH_MODE"] = "token"
+                credentials.reread()
+                internals.GcsClient(address=place)
+                kind = "known"
+    except AuthenticationError:
+        pass
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is told
+        kind = f"away {_words(error)}"
+    sys.stdout.write(f"vqsearch:{kind}")
 
 
 @contextmanager
@@ -123,82 +221,6 @@ def _sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         subprocess.Popen.__init__ = original  # type: ignore[method-assign]
-
-
-class Capacity:
-    """How many trials the cluster can run at once, now; it may grow and shrink while a search runs.
-
-    Args:
-        space: what one trial needs, and the most that the user wants at once.
-        local: the cluster is this machine alone, so that a node that is gone does not come back.
-    """
-
-    def __init__(self, space: Space, local: bool) -> None:
-        self._space = space
-        self._local = local
-        self._read = -math.inf
-        self._value = 0
-
-    def __call__(self) -> int:
-        """Trials at once; read from the cluster at most once a second.
-
-        Raises:
-            SearchError: Ray has died on this machine.
-        """
-        if time.monotonic() - self._read > 1.0:
-            self._read = time.monotonic()
-            self._value = self._fit()
-        return self._value
-
-    def _fit(self) -> int:
-        nodes = _nodes()
-        if self._local and not nodes:
-            raise SearchError("Ray has died on this machine; the trials go on with: vqsearch resume")
-        fits = sum(fitting(node, self._space.resources) for node in nodes)
-        return fits if self._space.parallel is None else min(fits, self._space.parallel)
-
-    def require(self, wait_for_nodes: bool) -> int:
-        """Trials at once, at least one.
-
-        Args:
-            wait_for_nodes: no trial fits yet, but nodes will come.
-
-        Raises:
-            ResourceError: not even one trial fits; the message has the flag that mends it.
-        """
-        fits = self()
-        if fits or wait_for_nodes:
-            return max(fits, 1)
-        need = self._space.resources
-        most = {kind: max((node.get(kind, 0.0) for node in _nodes()), default=0.0) for kind in ("GPU", "CPU")}
-        missing = [
-            f"{wanted:g} {kind}s (the largest node has {most[kind]:g}; --set resources.{kind.lower()}s={most[kind]:g})"
-            for kind, wanted in (("GPU", need.gpus), ("CPU", need.cpus))
-            if wanted > most[kind]
-        ] or ["GPUs and CPUs that no node has together"]
-        raise ResourceError(
-            f"a trial asks for {' and '.join(missing)}; or start nodes that have them, and --wait-for-nodes"
-        )
-
-
-def fitting(node: Mapping[str, float], need: Resources) -> int:
-    """Trials that fit on one node at once: a fraction of a GPU never spans two.
-
-    Args:
-        node: CPU and GPU -> how many it has.
-        need: what one trial asks for.
-    """
-    fits = math.floor(node.get("CPU", 0.0) / need.cpus + 1e-9)
-    if need.gpus:
-        fits = min(fits, math.floor(node.get("GPU", 0.0)) * math.floor(1 / need.gpus + 1e-9))
-    return fits
-
-
-def _nodes() -> list[Mapping[str, float]]:
-    import ray
-
-    nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 class _Control:

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from search import (
+    capacity,
     catalog,
     cluster,
     curves,
@@ -255,10 +256,10 @@ def _run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, 
     first = planned[0].space
     if address is None:
         prepare_data(first, view)
-    with storage.secrets_aside(), cluster.connected(address):
-        capacity = cluster.Capacity(first, local=address is None)
-        parallel = capacity.require(wait_for_nodes)
-        if not capacity():
+    with storage.secrets_aside(), cluster.connected(address, view.message):
+        room = capacity.Capacity(first, local=address is None)
+        parallel = room.require(wait_for_nodes)
+        if not room():
             view.message("no node can run a trial yet; waiting for one that can")
         with contextlib.ExitStack() as held:
             studies = []
@@ -267,7 +268,7 @@ def _run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, 
                 studies.append(opened)
                 for line in opened.notes:
                     view.message(line)
-            return driver.drive(studies, capacity, view)
+            return driver.drive(studies, room, view)
 
 
 def _nothing_left(known: optuna.Study, space: Space, view: View) -> bool:

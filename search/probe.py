@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from search import cluster, space
+from search import capacity, space
 from search.corners import Corner
 from search.space import Space
 from vqvae.batches import batch
@@ -79,7 +79,7 @@ def here(searched: Space) -> Machine:
     need, cores = searched.resources, len(os.sched_getaffinity(0))
     gpus = torch.cuda.device_count() if searched.base.device != "cpu" else 0
     if need.gpus and gpus:
-        fits = cluster.fitting({"CPU": cores, "GPU": gpus}, need)
+        fits = capacity.fitting({"CPU": cores, "GPU": gpus}, need)
         device, name, own, share = torch.device("cuda"), torch.cuda.get_device_name(), 1, min(need.gpus, 1.0)
     else:
         fits = int(cores / need.cpus)
