@@ -124,7 +124,7 @@ def tokenize(model: str, folder: str, target: str, split: str | None, batch: int
     cls=Command,
     epilog="vqsearch train preset:mamba --data ~/faces --to runs/mamba\n"
     "vqsearch train config.yaml --set optimizer.lr=1e-3 --to runs/mine\n"
-    "vqsearch train --study demo --trial 7 --to runs/again",
+    "vqsearch train --study demo --trial 7 --gpus 4 --to runs/again",
 )
 @click.argument("config", required=False, type=click.Path())
 @click.option("--data", metavar="FOLDER", help="A folder of pictures. Default: what the config says.")
@@ -136,6 +136,13 @@ def tokenize(model: str, folder: str, target: str, split: str | None, batch: int
     "--to", "target", required=True, metavar="DIR", help="Folder of checkpoints; a second call goes on there."
 )
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any field of the config.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="GPUs of this machine that share each batch; the model is that of one, and either can go on with the other's "
+    "run. Default: one, if there is one.",
+)
 @plugin_option
 @quiet_option
 def train(
@@ -147,6 +154,7 @@ def train(
     number: int | None,
     target: str,
     overrides: tuple[str, ...],
+    gpus: int | None,
     quiet: bool,
 ) -> None:
     """Train one model: of a config file (YAML or JSON), of preset:NAME, or of a study's trial."""
@@ -167,9 +175,11 @@ def train(
         settings = conversion.replace(models.config_of(loaded, space, number), changes)
     else:
         settings = models.read_config(config or "", changes)
+    if gpus is not None:
+        models.require_gpus(settings, gpus)
     view = RunView(terminal(), settings, quiet)
     with view.watching():
-        stopped = models.train(settings, Path(target), view.say, view.show, view.decoding)
+        stopped = models.train(settings, Path(target), view.say, view.show, view.decoding, gpus or 1)
     for line in models.outcome(Path(target), stopped):
         say(line)
     if stopped:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
-from search import output, progress, records, standing, yaml12
+from search import fitting, output, progress, ranks, records, standing, yaml12
 from search.catalog import trial_of
 from search.errors import OutputError, StudyError, UserError, VqsearchError, writing
 from search.space import Space
@@ -74,6 +74,7 @@ def train(
     say: Callable[[str], None] = lambda _: None,
     show: Callable[[Progress], None] = lambda _: None,
     decoding: Callable[[Decoding], None] = lambda _: None,
+    processes: int = 1,
 ) -> int:
     """Train one model; its last checkpoint, and at the end the exported model, lie in `target`.
 
@@ -83,6 +84,7 @@ def train(
         say: takes lines: where the run goes on from, what its pictures are and which were left out.
         show: takes each report.
         decoding: told how far the pictures are, before the first report.
+        processes: how many share each batch, on CUDA each on a GPU of its own.
 
     Returns:
         0, or the number of the signal that stopped it; a second call goes on.
@@ -90,12 +92,10 @@ def train(
     Raises:
         UserError: weights that the run reads are missing.
         OutputError: `target` can't be written.
+        SearchError: one of several processes died.
         VqvaeError: what `vqvae.train.train` raises.
     """
-    from vqvae import checkpoint, data, pictures
-    from vqvae import train as training
-
-    _check(config)
+    _check(config, processes)
     caught: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -104,37 +104,17 @@ def train(
         caught.append(number)
 
     with _made(target):
-        last = latest(target)
-        if last is not None:
-            say(f"going on from {last}")
-        for line in progress.images(data.load(config.data, decoding), config.data):
-            say(line)
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        measured: dict[str, float] = {}
         try:
-            for report in training.train(config, last, lambda: bool(caught)):
-                show(report)
-                folder = target / "checkpoints" / f"step-{report.step:08d}"
-                with writing(target):
-                    if report.checkpoint and folder != last:
-                        report.checkpoint(folder)
-                        if last is not None:
-                            shutil.rmtree(last)
-                        last = folder
-                    for name, picture in report.pictures.items():
-                        pictures.write(target / f"{name}.png", picture)
-                if report.evaluated:
-                    measured = {name: value for name, value in report.metrics.items() if standing.is_metric(name)}
+            tell = (lambda: bool(caught), say, show, decoding)
+            if processes == 1:
+                stopped = fitting.fit(config, target, *tell)
+            else:
+                stopped = ranks.fit(config, target, processes, *tell)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if caught:
-        return caught[0]
-    assert last is not None
-    model = target / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    checkpoint.save_model(checkpoint.load(last), config, model, measured)
-    return 0
+    return caught[0] if stopped else 0
 
 
 def outcome(target: Path, stopped: int) -> list[str]:
@@ -145,7 +125,7 @@ def outcome(target: Path, stopped: int) -> list[str]:
         stopped: what `train` returned.
     """
     if stopped:
-        return [f"stopped; the same command goes on from {latest(target)}"]
+        return [f"stopped; the same command goes on from {fitting.latest(target)}"]
     model = shlex.quote(str(target / "model"))
     return [
         f"the model is in {target / 'model'}",
@@ -155,19 +135,29 @@ def outcome(target: Path, stopped: int) -> list[str]:
     ]
 
 
-def latest(target: Path) -> Path | None:
-    """The newest checkpoint of a run's folder."""
-    found = sorted(path for path in (target / "checkpoints").glob("step-*") if (path / "state.json").is_file())
-    return found[-1] if found else None
+def require_gpus(config: TrainConfig, count: int) -> None:
+    """Refuses more GPUs than this machine has.
+
+    Raises:
+        UserError: fewer GPUs, or a config that asks for the CPU.
+    """
+    import torch
+
+    there = torch.cuda.device_count()
+    if config.device == "cpu":
+        raise UserError(f"--gpus: can't be given where device is cpu, but got {count}")
+    if count > there:
+        found = "no GPU" if not there else f"{there} {'GPU' if there == 1 else 'GPUs'}"
+        raise UserError(f"--gpus: must be at most what torch finds here, {found}, but got {count}")
 
 
-def _check(config: TrainConfig) -> None:
+def _check(config: TrainConfig, processes: int) -> None:
     """Refuses before any picture is decoded what would be refused after it."""
     from vqvae import train as training
     from vqvae import weights
 
     try:
-        training.check(config)
+        training.check(config, processes)
     except weights.WeightsError as error:
         flags = " ".join(f"--set {each}" for each in error.without)
         raise UserError(f"{error.problem}; or do without: {flags}") from None

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae.processes import ALONE, Processes
+
 _SEARCH_ELEMENTS = 2**22
 """Products held at once by `nearest_codes`: 16 MiB."""
 
@@ -42,6 +44,8 @@ class Quantizer(nn.Module):
     """Dimensions d of the vectors that it takes and gives."""
     codebook_size: int
     """Number K of codes."""
+    processes: Processes = ALONE
+    """Those that train together; what depends on more than one image at once is taken over all of them."""
 
     def forward(self, vectors: Tensor) -> Quantized:
         """Vectors (b, n, d) to codes; called in float32, autocast being off."""

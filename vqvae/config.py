@@ -465,8 +465,8 @@ class TrainConfig:
     batch_size: int = 128
     """Images of one optimizer step."""
     micro_batch: int | Literal["auto"] = "auto"
-    """Images on the device at once; divides `batch_size`. auto: on cuda the whole batch, halved whenever memory runs
-    out; on the cpu at most 16."""
+    """Images on the device at once, or on all the devices of one run together; divides `batch_size`. auto: on cuda the
+    whole batch, halved whenever memory runs out; on the cpu at most 16."""
     ema_decay: float = 0.999
     """Decay a step of the weights' moving average, which is what is evaluated and exported; 0 is off."""
     checkpoint_every: int = 1000

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae import parametrization
+from vqvae.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +137,9 @@ class Gan(nn.Module):
         return loss, {name: term.detach() for name, term in terms.items()}
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor, processes: Processes = ALONE
+) -> Tensor:
     """The factor that makes the adversarial term pull as hard as the reconstruction [3, eq. 7].
 
     |gradient of the reconstruction| / (|gradient of the adversarial term| + 1e-6), both at the last layer of the
@@ -147,6 +150,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Te
         reconstruction: the weighted sum of the reconstruction terms, a scalar.
         adversarial: the generator's term, a scalar.
         last_weight: the weight of the decoder's last layer, on which both depend.
+        processes: those over which both gradients are averaged first.
 
     Returns:
         A detached float32 scalar from 0 to 1e4; the graphs of both terms are kept.
@@ -155,7 +159,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Te
     with torch.autocast(last_weight.device.type, enabled=False):
         (wanted,) = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)
         (given,) = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
-        factor: Tensor = wanted.float().norm() / (given.float().norm() + _DELTA)
+        wanted, given = processes.mean(wanted.float()), processes.mean(given.float())
+        factor: Tensor = wanted.norm() / (given.norm() + _DELTA)
     return factor.clamp(0, _LARGEST_WEIGHT)
 
 

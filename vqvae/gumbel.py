@@ -39,6 +39,7 @@ class GumbelQuantizer(Quantizer):
         self.register_buffer("temperature", torch.tensor(config.temperature), persistent=False)
         self.register_buffer("kl_weight", torch.tensor(config.kl_weight), persistent=False)
         self._generator: torch.Generator | None = None
+        self._behind = 0
 
     def forward(self, vectors: Tensor) -> Quantized:
         """Vectors (b, n, d) to codes drawn for them, or, in evaluation mode, to the likeliest; in float32.
@@ -54,7 +55,10 @@ class GumbelQuantizer(Quantizer):
             indices = logits.argmax(-1)
             return Quantized(self.decode(indices), indices, losses)
         # [1, eq. 1]: minus the logarithm of a draw from the exponential distribution is one from Gumbel's.
-        waits = torch.empty_like(logits).exponential_(generator=self._generator)  # never zero
+        waits = torch.empty_like(logits)
+        for _ in range(self._behind + self.processes.rank + 1):  # past what the others draw, to what is its own
+            waits.exponential_(generator=self._generator)  # never zero
+        self._behind = self.processes.size - self.processes.rank - 1
         scores = logits - waits.log_()
         indices = scores.argmax(-1)
         soft = (scores / self.temperature).softmax(-1) @ self.codebook.detach()  # [1, eq. 2]
@@ -69,7 +73,7 @@ class GumbelQuantizer(Quantizer):
         first, last = self.temperatures
         done = (step - 1) / max(1, steps - 1)
         self.temperature.fill_(first * (last / first) ** done)
-        self._generator = step_generator(step, seed, self.codebook.device)
+        self._generator, self._behind = step_generator(step, seed, self.codebook.device), 0
 
     def fast_parameters(self) -> list[nn.Parameter]:
         """The codebook."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from vqvae.checkpoint import CheckpointError
-from vqvae.config import TrainConfig, VqvaeError
+from vqvae.config import TrainConfig, VqvaeError, require
 from vqvae.discriminator import Gan, parametrized
 from vqvae.losses import Loss
 from vqvae.model import build_model, factors
@@ -31,6 +31,7 @@ from vqvae.optimizer import (
     update_average,
 )
 from vqvae.parametrization import adam
+from vqvae.processes import ALONE, MemoryElsewhere, Processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,7 @@ class Learner:
     Args:
         config: of the run.
         device: where all of it lives.
+        processes: those that train together; each calls `advance` and `settle` as often.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -60,11 +62,13 @@ class Learner:
         OutOfMemory: of the device.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
+        self.config, self.device, self.processes = config, device, processes
+        self.share = config.batch_size // processes.size
+        """Images of an optimizer step that go through this process."""
         self.step = 0
         """Optimizer steps done."""
-        self.micro_batch = _first_micro_batch(config, device)
+        self.micro_batch = _first_micro_batch(config, device, processes)
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
         self.loss = Loss(config.loss)
         self.gan: Gan | None = None
@@ -81,6 +85,7 @@ class Learner:
             if self.gan:
                 self.gan.to(device)
             self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.loss.processes = self.model.quantizer.processes = processes  # not the average's, which one measures alone
         settings, fast = adam(config), self.model.quantizer.fast_parameters()
         scales = factors(self.model, config)
         self.optimizer = build_optimizer(self.model, settings, fast, config.quantizer.lr_multiplier, scales)
@@ -107,8 +112,9 @@ class Learner:
         Raises:
             OutOfMemory: at a micro-batch that can't be made smaller.
         """
-        terms = self.in_memory(lambda: self._gradients(batch))
+        terms = self.in_memory(lambda: self._together(lambda: self._gradients(batch)))
         with self._memory():
+            terms = self._exchange(terms)
             self._update()
         return terms
 
@@ -131,7 +137,7 @@ class Learner:
                     smaller = "model" if self.micro_batch == 1 else "micro_batch (or auto) or model"
                     raise self._exhausted(smaller) from error
             # Here the error is gone, and with it the frames that held on to the memory.
-            self.micro_batch = _divisor(self.config.batch_size, self.micro_batch // 2)
+            self.micro_batch = _divisor(self.share, self.micro_batch // 2)
             self._clear_gradients()
             gc.collect()
             if self.device.type == "cuda":
@@ -151,6 +157,23 @@ class Learner:
 
         return self.in_memory(made)
 
+    @property
+    def at_once(self) -> int:
+        """Images of a batch that are on all devices together at once."""
+        return self.micro_batch * self.processes.size
+
+    def settle(self) -> None:
+        """Before all processes go on from where one of them did more than the others.
+
+        Raises:
+            VqvaeError: they no longer train the same model.
+        """
+        if self.processes.size > 1:
+            self.micro_batch = self.processes.least(self.micro_batch)
+            trained = {"model": self.model} | ({"discriminator": self.gan.discriminator} if self.gan else {})
+            states = {f"{part}.{name}": value for part in trained for name, value in trained[part].state_dict().items()}
+            self.processes.require_equal(states, self.step)
+
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         """All that a checkpoint has to carry, by part."""
         parts: dict[str, Mapping[str, Tensor]] = {
@@ -169,7 +192,7 @@ class Learner:
 
         Args:
             step: optimizer steps done.
-            micro_batch: what the run had come down to; taken over where it is auto.
+            micro_batch: `at_once` of the run, as far as it had come down; taken over where it is auto.
             parts: of a learner of the same config.
 
         Raises:
@@ -189,7 +212,7 @@ class Learner:
             raise CheckpointError(f"does not fit the model that its config builds: {error}") from error
         self.step = step
         if self.config.micro_batch == "auto":
-            self.micro_batch = _divisor(self.config.batch_size, min(self.micro_batch, micro_batch))
+            self.micro_batch = _divisor(self.share, min(self.micro_batch, max(1, micro_batch // self.processes.size)))
 
     def _gradients(self, batch: Callable[[slice], Tensor]) -> dict[str, Tensor]:
         config, size = self.config, self.micro_batch
@@ -198,7 +221,7 @@ class Learner:
         last_weight = self.model.last_weight() if gan and config.gan.adaptive else None
         self.model.quantizer.begin_step(self.step + 1, config.steps, config.seed)
         parts = []
-        for start in range(0, config.batch_size, size):
+        for start in range(self.processes.rank * size, config.batch_size, self.at_once):
             images = batch(slice(start, start + size))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 reconstruction = self.model(images)
@@ -211,6 +234,37 @@ class Learner:
                 terms |= judged
             parts.append(terms)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _together(self, work: Callable[[], _Result]) -> _Result:
+        """Does what every process does at this point, and gives up with those whose memory ends in it."""
+        if self.processes.size == 1:
+            return work()
+        try:
+            done = work()
+        except MemoryElsewhere:
+            raise
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                self.processes.any([True])
+            raise
+        self.processes.require_memory()
+        return done
+
+    def _exchange(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sums the gradients over the processes, and averages the terms."""
+        processes = self.processes
+        if processes.size == 1:
+            return terms
+        trained = [*self.model.parameters(), *(self.gan.discriminator.parameters() if self.gan else ())]
+        reached = processes.any([parameter.grad is not None for parameter in trained])
+        gradients = []
+        for parameter, somewhere in zip(trained, reached, strict=True):
+            if somewhere:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
+        means = torch.stack(list(terms.values())) / processes.size
+        processes.add([means, *gradients])
+        return dict(zip(terms, means.unbind(), strict=True))
 
     def _update(self) -> None:
         config, step = self.config, self.step + 1
@@ -254,10 +308,25 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _first_micro_batch(config: TrainConfig, device: torch.device) -> int:
+def require_shares(config: TrainConfig, processes: int) -> None:
+    """Refuses a batch that can't be shared out evenly.
+
+    Raises:
+        ConfigError: batch_size, or a fixed micro_batch, is no multiple of the processes.
+    """
+    for key in ("batch_size", "micro_batch"):
+        value = getattr(config, key)
+        held = value == "auto" or value % processes == 0
+        require(held, key, f"a multiple of the {processes} processes that share it", value)
+
+
+def _first_micro_batch(config: TrainConfig, device: torch.device, processes: Processes) -> int:
+    share = config.batch_size // processes.size
     if config.micro_batch != "auto":
-        return config.micro_batch
-    return config.batch_size if device.type == "cuda" else _divisor(config.batch_size, CPU_MICRO_BATCH)
+        return config.micro_batch // processes.size
+    if device.type == "cuda":
+        return share
+    return _divisor(share, max(1, _divisor(config.batch_size, CPU_MICRO_BATCH) // processes.size))
 
 
 def _divisor(number: int, most: int) -> int:

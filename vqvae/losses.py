@@ -18,6 +18,7 @@ from vqvae import plugins
 from vqvae.config import VqvaeError
 from vqvae.discriminator import adaptive_weight
 from vqvae.perceptual import LPIPS
+from vqvae.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +78,8 @@ class Loss(nn.Module):
         self.register_buffer("weights", torch.tensor(list(weights.values())))
 
     weights: Tensor
+    processes: Processes = ALONE
+    """Those that train together, over which an adaptive weight is taken."""
 
     def forward(
         self,
@@ -109,7 +112,7 @@ class Loss(nn.Module):
             adversarial, weight = gan.generator_term(made), gan.weight
             if gan.adaptive:
                 assert last_weight is not None, "an adaptive weight is taken at the last layer"
-                weight = weight * adaptive_weight(weighted, adversarial, last_weight)
+                weight = weight * adaptive_weight(weighted, adversarial, last_weight, self.processes)
             total = total + weight * adversarial
             terms |= {"gan_generator": adversarial, "gan_weight": weight}
         return total, {name: term.detach() for name, term in {**terms, "loss": total}.items()}

@@ -281,6 +281,11 @@ def load(path: str | Path) -> Plugin:
     return plugin
 
 
+def loaded() -> tuple[str, ...]:
+    """Paths of the files that were loaded, in their order, for another process to load."""
+    return tuple(plugin.path for plugin in _LOADED.values())
+
+
 def _withdraw(kind: str, name: str) -> None:
     home = importlib.import_module(KINDS[kind].home)
     del getattr(home, KINDS[kind].entries)[name], _ENTERED[kind, name]

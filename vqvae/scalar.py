@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vqvae.codes import Quantized, Quantizer, full_precision, straight_through
 from vqvae.config import QuantizerConfig
+from vqvae.processes import ALONE, Processes
 
 _BOUND_MARGIN = 1e-3
 """Relative width by which the bound reaches past the outermost levels, so that each has a finite vector."""
@@ -101,7 +102,7 @@ class _Binary(Quantizer):
         positive = vectors.detach() > 0
         codes = self._codes(positive)
         log_odds = rearrange(vectors, "b n d -> (b n) d") * (4 * self.magnitude / self.entropy_temperature)
-        mean_entropy, entropy_of_mean = assignment_entropies(log_odds)
+        mean_entropy, entropy_of_mean = assignment_entropies(log_odds, self.processes)
         losses = {
             "commitment": self.beta * F.mse_loss(vectors, codes),
             "entropy": self.entropy_weight * (mean_entropy - self.diversity * entropy_of_mean),
@@ -125,7 +126,8 @@ class LFQ(_Binary):
     def forward(self, vectors: Tensor) -> Quantized:
         """Vectors (b, n, d) to their codes; in float32.
 
-        Losses: commitment and entropy; the mean distribution of the latter is that of the micro-batch.
+        Losses: commitment and entropy; the mean distribution of the latter is that of the micro-batches of all
+        processes.
         """
         return self._quantize(vectors)
 
@@ -140,12 +142,12 @@ class BSQ(_Binary):
         """Vectors (b, n, d) to their codes; in float32.
 
         Losses: commitment, on the sphere, and entropy; the mean distribution of the latter is that of the
-        micro-batch.
+        micro-batches of all processes.
         """
         return self._quantize(F.normalize(vectors, dim=-1))
 
 
-def assignment_entropies(log_odds: Tensor) -> tuple[Tensor, Tensor]:
+def assignment_entropies(log_odds: Tensor, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
     """Entropies of soft assignments to all 2^d patterns of d independent bits: exact, never holding m x 2^d values.
 
     The entropy of one assignment is the sum of the entropies of its bits. The mean assignment does not factorize
@@ -154,15 +156,16 @@ def assignment_entropies(log_odds: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         log_odds: of each bit to be one (m, d).
+        processes: those over whose vectors too the mean assignment is taken.
 
     Returns:
-        The mean over m of the entropies, 0 to d log 2, and the entropy of the mean, at least as large; in nats.
+        The mean over m of the entropies, 0 to d log 2, and the entropy of the mean; in nats.
     """
     # -p log p - (1 - p) log(1 - p), finite also in its gradient where p is 0 or 1.
     bits = torch.sigmoid(log_odds) * F.softplus(-log_odds) + torch.sigmoid(-log_odds) * F.softplus(log_odds)
     lower, upper = (_assignment(half) for half in log_odds.tensor_split(2, dim=1))
     with full_precision():
-        mean = einsum(lower, upper, "m i, m j -> i j") / len(log_odds)
+        mean = processes.mean(einsum(lower, upper, "m i, m j -> i j") / len(log_odds))
     # Clamped inside the logarithm alone: p log p is 0 at 0, and its gradient stays finite.
     surprise = -mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
     return bits.sum(1).mean(), (mean * surprise).sum()

@@ -22,12 +22,13 @@ from vqvae.batches import batch
 from vqvae.checkpoint import CheckpointError, TrainingState
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.data import Images, load
-from vqvae.learner import Learner
+from vqvae.learner import Learner, require_shares
 from vqvae.meter import Meter
 from vqvae.metrics import Evaluation, evaluate, measures, spread
 from vqvae.model import count_parameters
 from vqvae.perceptual import LPIPS
 from vqvae.pictures import sheet, to_images
+from vqvae.processes import ALONE, Processes
 from vqvae.rfid import Rfid
 from vqvae.speed import costs, forget_peak_memory, peak_memory_gib
 
@@ -48,7 +49,8 @@ SHEET_IMAGES, TEST_IMAGES = 16, 32
 
 FREE = ("rungs", "micro_batch", "checkpoint_every", "device", "compile", "data.cache", "loss.lpips_trunk")
 """Fields, besides evaluation.*, in which a resumed run may differ: they change neither the data nor the objective. (The
-micro-batch is where the adaptive weight of a GAN and the entropy of lfq and bsq are taken.)"""
+micro-batch is where the adaptive weight of a GAN and the entropy of lfq and bsq are taken.) The number of processes is
+none of them: a run may go on with any."""
 
 
 class Diverged(VqvaeError):  # noqa: N818
@@ -97,7 +99,10 @@ class Progress:
 
 
 def train(
-    config: TrainConfig, resume: Path | None = None, stop: Callable[[], bool] | None = None
+    config: TrainConfig,
+    resume: Path | None = None,
+    stop: Callable[[], bool] | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Progress]:
     """Trains a model and reports.
 
@@ -110,24 +115,27 @@ def train(
         resume: a checkpoint's folder to go on from. If it was taken at an evaluation, that evaluation comes first
             again, so that it is not lost with whoever asked for it.
         stop: asked between steps; once it says True a last report with a checkpoint ends the run.
+        processes: those that train together (`vqvae.processes.joined`). Each iterates this to its end; the model is,
+            but for rounding, that of one process. The first one alone measures and offers checkpoints.
 
     Yields:
-        Reports with rising steps.
+        Reports with rising steps; in processes other than the first one without content.
 
     Raises:
         Diverged: a term of the loss or a metric is no longer finite.
         OutOfMemory: of the device, at a micro-batch that can't be made smaller.
         CheckpointError: `resume` is no checkpoint, or one of another run.
-        VqvaeError: data, weights of LPIPS or the device are missing.
+        VqvaeError: data, weights of LPIPS or the device are missing; or the processes no longer train one model.
     """
-    run = _Run(config)
+    run = _Run(config, processes)
     if resume is not None:
         run.restore(resume)
         if run.evaluated_at == run.step:
             yield run.evaluation()
+    run.learner.settle()
     evaluations = {*config.rungs, config.steps}
     while run.step < config.steps:
-        if stop is not None and stop():
+        if processes.any([stop is not None and stop()])[0]:
             yield run.report(saved=True, stopped=True)
             return
         run.advance()
@@ -140,13 +148,14 @@ def train(
             yield run.report()
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, processes: int = 1) -> None:
     """Refuses what can't be trained here, before a picture is read and memory is taken.
 
     Raises:
-        ConfigError: no such device, or a model that can't be built.
+        ConfigError: no such device, a model that can't be built, or a batch that so many processes can't share.
         WeightsError: files of weights that the run reads are missing.
     """
+    require_shares(config, processes)
     _device(config)
     sources.require(config.data)
     measures(config.evaluation)
@@ -157,15 +166,16 @@ def check(config: TrainConfig) -> None:
 class _Run:
     """A learner, its data, and what is known of it so far."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
         self.config = config
-        check(config)
+        check(config, processes.size)
         self.device = _device(config)
+        self.leads = processes.rank == 0
         judged = config.evaluation
-        self.lpips = LPIPS("alex", judged.lpips_trunk).to(self.device) if judged.lpips else None
-        self.rfid = Rfid(judged.rfid_weights).to(self.device) if judged.rfid_weights else None
+        self.lpips = LPIPS("alex", judged.lpips_trunk).to(self.device) if judged.lpips and self.leads else None
+        self.rfid = Rfid(judged.rfid_weights).to(self.device) if judged.rfid_weights and self.leads else None
         forget_peak_memory(self.device)
-        self.learner = Learner(config, self.device)
+        self.learner = Learner(config, self.device, processes)
         splits = load(config.data)
         self.images, self.skipped = splits.train, splits.skipped
         self.held_out = splits.validation
@@ -190,10 +200,15 @@ class _Run:
         """One optimizer step; nothing in it waits for the device."""
         config, step, device = self.config, self.step, self.device
         self.meter.start()
-        self.meter.add(self.learner.advance(lambda part: batch(self.images, config, step, part, device)))
+        terms = self.learner.advance(lambda part: batch(self.images, config, step, part, device))
+        if self.leads:
+            self.meter.add(terms)
 
     def evaluate(self) -> None:
         """Measures the averaged weights on the held-out images."""
+        if not self.leads:
+            self.evaluated_at = self.step
+            return
         self._read()
         training = self._training(self.meter.means())
         learner = self.learner
@@ -225,7 +240,9 @@ class _Run:
 
     def evaluation(self) -> Progress:
         """The report of the last evaluation, with a checkpoint."""
-        return self._progress(self.metrics, saved=True, evaluated=True, pictures=self._sheets())
+        pictures = self._sheets() if self.leads else {}
+        self.learner.settle()
+        return self._progress(self.metrics, saved=True, evaluated=True, pictures=pictures)
 
     def report(self, *, saved: bool = False, stopped: bool = False) -> Progress:
         """A report between evaluations."""
@@ -234,6 +251,8 @@ class _Run:
             for name, value in row.items():
                 terms.setdefault(name, []).append(value)
         means = {name: sum(values) / len(values) for name, values in terms.items()}
+        if saved:
+            self.learner.settle()
         return self._progress(self._training(means), saved=saved, stopped=stopped)
 
     def since_report(self) -> float:
@@ -275,7 +294,7 @@ class _Run:
             metrics=metrics,
             evaluated=evaluated,
             stopped=stopped,
-            checkpoint=self._saver() if saved else None,
+            checkpoint=self._saver() if saved and self.leads else None,
             pictures=pictures or {},
             sizes=self.sizes,
             skipped=self.skipped,
@@ -291,7 +310,7 @@ class _Run:
                 "metrics": self.metrics,
                 "worst": self.worst,
                 "sums": self.meter.sums,
-                "micro_batch": self.learner.micro_batch,
+                "micro_batch": self.learner.at_once,
             }
             state = TrainingState(step=step, config=self.config, tensors=self.learner.tensors(), progress=progress)
             checkpoint.save(state, folder)

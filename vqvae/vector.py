@@ -23,6 +23,7 @@ from vqvae.codes import (
     straight_through,
 )
 from vqvae.config import QuantizerConfig
+from vqvae.processes import Processes
 
 USAGE_DECAY = 0.9
 """Decay, an optimizer step, of how often a code is drawn: `revive_below` looks at the last ten steps or so."""
@@ -93,7 +94,8 @@ class VectorQuantizer(Quantizer):
         """Forgets what micro-batches have left, and from now on listens to them."""
         if self.ema or self.revives:
             device = self.codebook.device
-            self._tally = _Tally(self.codebook, step_generator(step, seed, device) if self.revives else None)
+            generator = step_generator(step, seed, device) if self.revives else None
+            self._tally = _Tally(self.codebook, generator, self.processes)
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -101,6 +103,7 @@ class VectorQuantizer(Quantizer):
         tally, self._tally = self._tally, None
         if tally is None or not tally.vectors:
             return
+        tally.share()
         if self.ema:
             self._follow(tally)
         if self.revives:
@@ -150,13 +153,13 @@ class _Tally:
     Equal, bit for bit on a CPU, however the vectors are spread over micro-batches.
     """
 
-    def __init__(self, codebook: Tensor, generator: torch.Generator | None) -> None:
+    def __init__(self, codebook: Tensor, generator: torch.Generator | None, processes: Processes) -> None:
         self.counts = codebook.new_zeros(len(codebook))
         self.sums = torch.zeros_like(codebook, requires_grad=False)
         self.vectors = 0
         self.sample = codebook.new_empty(0, codebook.shape[1])
         """Vectors drawn without replacement, in random order; at most as many as there are codes."""
-        self._generator = generator
+        self._generator, self._processes = generator, processes
         self._ranks = torch.empty(0, dtype=torch.float64, device=codebook.device)
 
     def add(self, vectors: Tensor, indices: Tensor) -> None:
@@ -165,10 +168,28 @@ class _Tally:
         self.sums.index_add_(0, indices, vectors)
         self.vectors += len(vectors)
         if self._generator is not None:
-            # The highest of random numbers; in float64, in which no two are equal.
-            ranks = self._ranks.new_empty(len(vectors)).uniform_(generator=self._generator)
-            ranks, kept = torch.cat([self._ranks, ranks]).topk(min(self.vectors, len(self.counts)))
-            self._ranks, self.sample = ranks, torch.cat([self.sample, vectors])[kept]
+            # Each process draws the numbers of all of them, so that a vector has the one that it would have in one.
+            everyone = self._processes.size * len(vectors)
+            ranks = self._ranks.new_empty(everyone).uniform_(generator=self._generator)
+            self._keep(ranks[self._processes.rank * len(vectors) :][: len(vectors)], vectors)
+
+    def share(self) -> None:
+        """Takes over what the other processes have counted."""
+        processes = self._processes
+        if processes.size == 1:
+            return
+        processes.add([self.counts, self.sums])
+        self.vectors *= processes.size
+        if self._generator is not None:
+            ranks, sample = processes.gathered(self._ranks), processes.gathered(self.sample)
+            self._ranks, self.sample = self._ranks[:0], self.sample[:0]
+            self._keep(ranks, sample)
+
+    def _keep(self, ranks: Tensor, vectors: Tensor) -> None:
+        """Those with the highest of the random numbers; in float64, in which no two are equal."""
+        ranks = torch.cat([self._ranks, ranks])
+        self._ranks, kept = ranks.topk(min(len(ranks), len(self.counts)))
+        self.sample = torch.cat([self.sample, vectors])[kept]
 
 
 class SimVQ(Quantizer):
