@@ -284,6 +284,8 @@ def _kind(annotation: Any) -> str:
         return f"list of {_kind(inner[0])}" + ("s" if inner[0] is not str else "")
     if inspect.isclass(origin or annotation) and issubclass(origin or annotation, Mapping):
         return "mapping"
+    if annotation is schema.CodeFile:
+        return "path"
     return {int: "whole number", float: "number", bool: "true or false", str: "text"}[annotation]
 
 

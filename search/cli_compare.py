@@ -10,10 +10,12 @@ import click
 from search.errors import UserError
 from search.options import (
     Command,
+    accept_option,
     address_option,
     detach_option,
     json_option,
     output_option,
+    plugin_option,
     print_json,
     quiet_option,
     say,
@@ -37,6 +39,8 @@ from search.options import (
 @address_option
 @wait_option
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the file.")
+@plugin_option
+@accept_option
 @json_option
 @quiet_option
 @detach_option
@@ -48,6 +52,8 @@ def compare(
     address: str | None,
     wait_for_nodes: bool,
     overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
+    accept_code: bool,
     as_json: bool,
     quiet: bool,
     detach: bool,
@@ -64,7 +70,7 @@ def compare(
     from search import comparison as comparisons
     from search.progress import View
 
-    loaded = comparisons.load(comparison, overrides, trials=trials)
+    loaded = comparisons.load(comparison, overrides, trials=trials, plugins=plugins)
     url = storage_url(storage, loaded.common)
     if detach and as_json:
         raise UserError("--json and --detach: the outcome is written to a log; expected one of them")
@@ -78,6 +84,7 @@ def compare(
         root=output or loaded.common.output,
         address=address,
         wait_for_nodes=wait_for_nodes,
+        accept_code=accept_code,
         view=View(terminal(), quiet or as_json),
     )
     finish(ended, url, loaded.name, as_json)

@@ -11,8 +11,10 @@ from search import cli_compare
 from search.errors import UserError
 from search.options import (
     Command,
+    accept_option,
     address_option,
     json_option,
+    plugin_option,
     print_json,
     quiet_option,
     storage_flag,
@@ -34,6 +36,8 @@ from search.options import (
 @click.option("--output", metavar="DIR", help="Where the output root is now, if it has moved.")
 @address_option
 @wait_option
+@plugin_option
+@accept_option
 @json_option
 @quiet_option
 def finalists(
@@ -46,6 +50,8 @@ def finalists(
     output: str | None,
     address: str | None,
     wait_for_nodes: bool,
+    plugins: tuple[str, ...],
+    accept_code: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -86,6 +92,8 @@ def finalists(
             root=output,
             address=address,
             wait_for_nodes=wait_for_nodes,
+            plugins=plugins,
+            accept_code=accept_code,
             view=View(terminal(), quiet or as_json),
         )
         if ended:

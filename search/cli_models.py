@@ -9,6 +9,7 @@ import click
 
 from search.options import (
     Command,
+    accept_option,
     json_option,
     load,
     plugin_option,
@@ -26,12 +27,16 @@ from search.options import (
 @study_option
 @click.option("--trial", "number", type=int, metavar="N", help="Which trial. Default: the best.")
 @plugin_option
+@accept_option
 @click.option("--to", "target", required=True, metavar="DIR", help="A folder that is new or empty.")
-def export(storage: str | None, study: str | None, number: int | None, target: str) -> None:
+def export(
+    storage: str | None, study: str | None, number: int | None, plugins: tuple[str, ...], accept_code: bool, target: str
+) -> None:
     """Take a trained model out of a study: weights, config, and a sheet of reconstructions."""
-    from search import models
+    from search import code, models
 
-    loaded, _ = load(storage, study)
+    loaded, space = load(storage, study)
+    code.require(loaded.study_name, space.plugins, plugins, accept_code)
     say(models.export(loaded, number, Path(target)))
 
 
@@ -52,7 +57,9 @@ def export(storage: str | None, study: str | None, number: int | None, target: s
 )
 @plugin_option
 @json_option
-def reconstruct(model: str, images: tuple[str, ...], target: str, trunk: str, as_json: bool) -> None:
+def reconstruct(
+    model: str, images: tuple[str, ...], target: str, trunk: str, plugins: tuple[str, ...], as_json: bool
+) -> None:
     """Encode and decode pictures with an exported model, and make a sheet of each.
 
     \b
@@ -61,8 +68,10 @@ def reconstruct(model: str, images: tuple[str, ...], target: str, trunk: str, as
 
     A folder stands for all pictures below it.
     """
+    from search import code
     from search import reconstruct as making
 
+    code.name_all(plugins)
     found = making.reconstruct(
         Path(model), [Path(image) for image in images], Path(target), trunk, lambda line: say(line, err=True)
     )
@@ -92,7 +101,16 @@ def reconstruct(model: str, images: tuple[str, ...], target: str, trunk: str, as
 )
 @plugin_option
 @quiet_option
-def tokenize(model: str, folder: str, target: str, split: str | None, batch: int, device: str, quiet: bool) -> None:
+def tokenize(
+    model: str,
+    folder: str,
+    target: str,
+    split: str | None,
+    batch: int,
+    device: str,
+    plugins: tuple[str, ...],
+    quiet: bool,
+) -> None:
     """Encode every picture below a folder to the indices of a model's codes, for a model of the tokens.
 
     \b
@@ -102,8 +120,9 @@ def tokenize(model: str, folder: str, target: str, split: str | None, batch: int
     """
     from rich.progress import Progress
 
-    from search import models
+    from search import code, models
 
+    code.name_all(plugins)
     console = terminal()
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("encoding", total=None)
@@ -144,6 +163,7 @@ def tokenize(model: str, folder: str, target: str, split: str | None, batch: int
     "run. Default: one, if there is one.",
 )
 @plugin_option
+@accept_option
 @quiet_option
 def train(
     config: str | None,
@@ -155,10 +175,12 @@ def train(
     target: str,
     overrides: tuple[str, ...],
     gpus: int | None,
+    plugins: tuple[str, ...],
+    accept_code: bool,
     quiet: bool,
 ) -> None:
     """Train one model: of a config file (YAML or JSON), of preset:NAME, or of a study's trial."""
-    from search import models
+    from search import code, models
     from search.run_view import RunView
     from search.space import assignment
     from vqvae import conversion
@@ -172,8 +194,10 @@ def train(
         changes["steps"] = steps
     if number is not None:
         loaded, space = load(storage, study)
+        code.require(loaded.study_name, space.plugins, plugins, accept_code, others=True)
         settings = conversion.replace(models.config_of(loaded, space, number), changes)
     else:
+        code.name_all(plugins)
         settings = models.read_config(config or "", changes)
     if gpus is not None:
         models.require_gpus(settings, gpus)

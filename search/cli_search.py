@@ -9,11 +9,13 @@ import click
 
 from search.options import (
     Command,
+    accept_option,
     address_option,
     detach_option,
     json_option,
     load_driven,
     output_option,
+    plugin_option,
     print_json,
     quiet_option,
     say,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 @wait_option
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
 @click.option("--extend", metavar="OLD", help="Open a new study that takes over what trials of OLD lie in the space.")
+@plugin_option
+@accept_option
 @quiet_option
 @detach_option
 def launch(
@@ -57,6 +61,8 @@ def launch(
     wait_for_nodes: bool,
     overrides: tuple[str, ...],
     extend: str | None,
+    plugins: tuple[str, ...],
+    accept_code: bool,
     quiet: bool,
     detach: bool,
 ) -> None:
@@ -65,7 +71,7 @@ def launch(
     from search import space as spaces
     from search.progress import View
 
-    loaded = spaces.load(space, overrides, study=study, trials=trials)
+    loaded = spaces.load(space, overrides, study=study, trials=trials, plugins=plugins)
     url = storage_url(storage, loaded)
     if detach:
         start_again(["--set", "storage=null"], url, [loaded.study], output or loaded.output)
@@ -78,6 +84,7 @@ def launch(
         address=address,
         wait_for_nodes=wait_for_nodes,
         extend=extend,
+        accept_code=accept_code,
         view=view,
     )
     _finish(ended, url, loaded.study)
@@ -101,6 +108,8 @@ def launch(
     metavar="FIELD=VALUE",
     help="Set budget, parallel, resources, keep or log of the study.",
 )
+@plugin_option
+@accept_option
 @quiet_option
 @detach_option
 def resume(
@@ -112,6 +121,8 @@ def resume(
     address: str | None,
     wait_for_nodes: bool,
     overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
+    accept_code: bool,
     quiet: bool,
     detach: bool,
 ) -> None:
@@ -128,7 +139,7 @@ def resume(
     compared = comparing.name_of(store, [study])
     loaded, name = load_driven(storage, study)
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
-    if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps)):
+    if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps or plugins)):
         say(f"{name}: {told}")
         return
     if detach:
@@ -143,6 +154,8 @@ def resume(
         steps=steps,
         address=address,
         wait_for_nodes=wait_for_nodes,
+        plugins=plugins,
+        accept_code=accept_code,
         view=View(terminal(), quiet),
     )
     if compared:
@@ -157,8 +170,11 @@ def resume(
 @click.option(
     "--cost", is_flag=True, help="Train the smallest and the largest model for seconds: speed, memory, hours."
 )
+@plugin_option
 @json_option
-def validate(space: tuple[str, ...], overrides: tuple[str, ...], cost: bool, as_json: bool) -> None:
+def validate(
+    space: tuple[str, ...], overrides: tuple[str, ...], cost: bool, plugins: tuple[str, ...], as_json: bool
+) -> None:
     """Check space files and comparisons: keys, ranges, baselines, that every choice builds, what is held equal.
 
     \b
@@ -171,7 +187,7 @@ def validate(space: tuple[str, ...], overrides: tuple[str, ...], cost: bool, as_
     checked = []
     for path in space:
         look = _validate_comparison if comparison.is_comparison(path) else _validate_space
-        found, lines, searches = look(path, overrides)
+        found, lines, searches = look(path, overrides, plugins)
         checked.append(found)
         for line in () if as_json else lines:
             say(line)
@@ -220,10 +236,12 @@ def _cost(searches: Mapping[str, Space], as_json: bool) -> dict[str, Any]:
     return costing.as_json(costs)
 
 
-def _validate_space(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str], Mapping[str, Space]]:
+def _validate_space(
+    path: str, overrides: tuple[str, ...], plugins: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str], Mapping[str, Space]]:
     from search import space as spaces
 
-    loaded = spaces.load(path, overrides)
+    loaded = spaces.load(path, overrides, plugins=plugins)
     _require_runnable(loaded)
     found = {"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps}
     rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))
@@ -232,11 +250,11 @@ def _validate_space(path: str, overrides: tuple[str, ...]) -> tuple[dict[str, An
 
 
 def _validate_comparison(
-    path: str, overrides: tuple[str, ...]
+    path: str, overrides: tuple[str, ...], plugins: tuple[str, ...]
 ) -> tuple[dict[str, Any], list[str], Mapping[str, Space]]:
     from search import comparison, equality
 
-    loaded = comparison.load(path, overrides)
+    loaded = comparison.load(path, overrides, plugins=plugins)
     for each in loaded.arms.values():
         _require_runnable(each)
     proof = equality.prove(loaded)

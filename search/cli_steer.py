@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import click
 
-from search.options import Command, load, load_driven, say, storage_flag, storage_option, storage_url, study_option
+from search.options import (
+    Command,
+    accept_option,
+    load,
+    load_driven,
+    plugin_option,
+    say,
+    storage_flag,
+    storage_option,
+    storage_url,
+    study_option,
+)
 
 
 @click.command(cls=Command, epilog="vqsearch stop --study demo")
@@ -66,14 +77,19 @@ def prune(trial: int, storage: str | None, study: str | None) -> None:
 @click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
 @storage_option
 @study_option
-def enqueue(settings: tuple[str, ...], storage: str | None, study: str | None) -> None:
+@plugin_option
+@accept_option
+def enqueue(
+    settings: tuple[str, ...], storage: str | None, study: str | None, plugins: tuple[str, ...], accept_code: bool
+) -> None:
     """Try settings of your own next; the sampler chooses the parameters that are not given."""
-    from search import asking, lease, parameters
+    from search import asking, code, lease, parameters
     from search import launch as launching
 
     loaded, space = load(storage, study)
     name, store = loaded.study_name, loaded._storage
     labels = asking.settings(space, settings)
+    code.require(name, space.plugins, plugins, accept_code)
     launching.check_settings(space, labels, "enqueue")
     number = asking.enqueue(loaded, labels)
     rest = "" if len(labels) == len(space.parameters) else "; the sampler chooses the rest"

@@ -23,6 +23,7 @@ def run(
     root: str | None,
     address: str | None = None,
     wait_for_nodes: bool = False,
+    accept_code: bool = False,
     view: View,
 ) -> int:
     """Search all arms of a comparison and judge their finalists, from the start or from where their studies stand.
@@ -31,7 +32,7 @@ def run(
         comparison: as loaded.
         url: storage URL.
         root: output root; None for that of the studies, or the default one.
-        address, wait_for_nodes, view: as in `launch.launch`.
+        address, wait_for_nodes, accept_code, view: as in `launch.launch`.
 
     Returns:
         0 when all is done, else the number of the signal that stopped it.
@@ -52,7 +53,7 @@ def run(
     for arm, space in proof.arms.items():
         tie = _tie(comparison, proof, arm)
         _require_ours(store, space, tie)
-        planned.append(launch.plan(store, space, root, view, tie=tie))
+        planned.append(launch.plan(store, space, root, view, tie=tie, accept_code=accept_code))
     return launch.run([each for each in planned if each], address, wait_for_nodes, view)
 
 

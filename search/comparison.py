@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from search import code, yaml12
 from search import space as spaces
-from search import yaml12
 from search.errors import SpaceError
 from search.schema import Limits
 from search.space import Space
@@ -103,16 +103,20 @@ class _Arm(yaml12.Document):
         return path
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, trials: int | None = None) -> Comparison:
-    """Read and check a comparison file.
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, trials: int | None = None, plugins: Sequence[str] = ()
+) -> Comparison:
+    """Read and check a comparison file, and run the files of code that it names for all of its arms.
 
     Args:
         path: the YAML file; relative paths in it start at its folder.
         overrides: as in `search.space.load`; also ``arms.NAME.search.optimizer.lr=...``.
         trials: of each arm, in place of the file's.
+        plugins: files of code besides those of the file.
 
     Raises:
         SpaceError: with file, line and key.
+        PluginError: as `search.space.load`.
     """
     document = spaces.read(path, overrides, {"budget.trials": trials})
     values: dict[str, Any] = document.value
@@ -128,6 +132,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, trials: int | None 
     common.setdefault("finalists", dict(FINALISTS))
     common.setdefault("search", {})
     folder = Path(path).resolve().parent
+    common["plugins"] = code.of_file(document, folder, plugins)
     found = {}
     for arm, own in arms.items():
         _name(arm, ("arms", arm), document)
@@ -140,7 +145,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, trials: int | None 
             arm=arm,
             baselines=len(shared) if isinstance(shared, list) else 0,
         )
-        found[arm] = spaces.check(merged, place, folder)
+        found[arm] = spaces.check_named(merged, place, folder)
     made = Comparison(name=name, arms=found, equal=_equal(values.get("equal", {}), document), document=document)
     for quantity in QUANTITIES:
         if quantity in made.common.constraints and made.equal[quantity] != "free":

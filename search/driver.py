@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from search import cluster, curves
+from search import cluster, code, curves
 from search.errors import VqsearchError
 from search.progress import View
 from search.steering import Steering
@@ -105,10 +105,13 @@ def _fit(studies: Sequence[OpenStudy], search: Interleaved) -> None:
     from search import pruning, trainable
 
     need = studies[0].space.resources
+    # By Ray alone: nothing of it gets into the storage or below the output root.
+    plugins = code.content(file for opened in studies for file in opened.space.plugins)
+    trainee = tune.with_parameters(trainable.run, plugins=plugins) if plugins else trainable.run
     # What Ray writes down of a run nobody reads. Below the output root it would make anew one that has vanished.
     with tempfile.TemporaryDirectory(prefix="vqsearch-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(trainable.run, {"cpu": need.cpus, "gpu": need.gpus}),
+            tune.with_resources(trainee, {"cpu": need.cpus, "gpu": need.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=pruning.StudyScheduler(studies),

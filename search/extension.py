@@ -20,7 +20,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from search import parameters, records
+from search import code, parameters, records
 from search.catalog import load, studies
 from search.errors import StudyError
 from search.parameters import UNSEARCHABLE
@@ -52,7 +52,11 @@ class Extension:
 
 
 def extend(
-    storage: BaseStorage, wanted: Space, name: str, measure: Callable[[TrainConfig], Mapping[str, float]]
+    storage: BaseStorage,
+    wanted: Space,
+    name: str,
+    measure: Callable[[TrainConfig], Mapping[str, float]],
+    accept_code: bool = False,
 ) -> Extension:
     """What a new study of a space takes over from an old one, which is only read.
 
@@ -61,6 +65,7 @@ def extend(
         wanted: the new space, with the name of the new study.
         name: of the old one.
         measure: quantities of a config that are known before training.
+        accept_code: files of its code may be others in the new one.
 
     Raises:
         StudyError: the new one exists, the old one does not; its values mean something else; or not one trial of it
@@ -73,6 +78,11 @@ def extend(
         )
     study, old = load(storage, name)
     _require_same_meaning(name, old, wanted)
+    if not accept_code and (other := code.missing(old.plugins, wanted.plugins)):
+        raise StudyError(
+            f"{wanted.study}: values of {name} might not mean the same: {'; '.join(other)}; expected the same code, or "
+            "--accept-code where they do"
+        )
     copies, left = [], Counter[str]()
     for trial in study.get_trials(deepcopy=False):
         try:

@@ -19,6 +19,7 @@ from search import (
     capacity,
     catalog,
     cluster,
+    code,
     curves,
     driver,
     extension,
@@ -34,6 +35,7 @@ from search import (
 from search.errors import SpaceError, StudyError
 from search.patience import Patient
 from search.progress import View
+from search.schema import CodeFile
 from search.space import Space
 from search.study import OpenStudy
 from vqvae.config import ConfigError, TrainConfig
@@ -67,6 +69,7 @@ def launch(
     address: str | None = None,
     wait_for_nodes: bool = False,
     extend: str | None = None,
+    accept_code: bool = False,
     view: View,
 ) -> int:
     """Search a space, from its start or from where its study stands.
@@ -78,6 +81,7 @@ def launch(
         address: of a Ray cluster; None starts one on this machine.
         wait_for_nodes: go on though no trial fits yet.
         extend: name of a study whose trials the new one takes over, see `search.extension`.
+        accept_code: the files of code of a study that is there, or of that old one, may be others.
         view: what the user sees.
 
     Returns:
@@ -91,10 +95,10 @@ def launch(
     copies: tuple[FrozenTrial, ...] = ()
     if extend is not None:
         _refuse_the_name_of_a_comparison(store, space)
-        taken = extension.extend(store, space, extend, driver.measure())
+        taken = extension.extend(store, space, extend, driver.measure(), accept_code)
         copies = taken.copies
         view.message(taken.line)
-    planned = plan(store, space, absolute, view, copies=copies)
+    planned = plan(store, space, absolute, view, copies=copies, accept_code=accept_code)
     return run([planned] if planned else [], address, wait_for_nodes, view)
 
 
@@ -106,6 +110,7 @@ def plan(
     *,
     copies: Sequence[FrozenTrial] = (),
     tie: records.Tie | None = None,
+    accept_code: bool = False,
 ) -> Planned | None:
     """What is to be done for a space: its study is made, or goes on.
 
@@ -115,6 +120,7 @@ def plan(
         root: output root; None for that of the study, or the default one.
         view: what the user sees.
         copies, tie: of a new study, as in `study.create`.
+        accept_code: the files of code of one that is there may be others.
 
     Returns:
         None where nothing is left to do.
@@ -125,13 +131,13 @@ def plan(
     absolute = None if root is None else output.absolute(root)
     if tie is None:
         _refuse_the_name_of_a_comparison(store, space)
-    known = study.existing(store, space, absolute)
+    known = study.existing(store, space, absolute, accept_code)
     if known is not None:
         lease.refuse_if_held(store, space.study)
         if _nothing_left(known, space, view):
             return None
     place = absolute or output.absolute(output.DEFAULT) if known is None else records.output(known)
-    opening = functools.partial(study.create, store, space, absolute, copies=copies, tie=tie)
+    opening = functools.partial(study.create, store, space, absolute, copies=copies, tie=tie, accept_code=accept_code)
     return Planned(space=space, root=place, known=known, opening=opening)
 
 
@@ -151,6 +157,8 @@ def resume(
     steps: int | None = None,
     address: str | None = None,
     wait_for_nodes: bool = False,
+    plugins: Sequence[str] = (),
+    accept_code: bool = False,
     view: View,
 ) -> int:
     """Go on with a study, or with all arms of a comparison, from the storage alone.
@@ -161,6 +169,7 @@ def resume(
         changes: keys of `study.OPERATIONAL` -> new values.
         root: where the output root has moved to.
         steps: of a trial, where they become longer, see `search.lengthening`.
+        plugins, accept_code: files of its code, as in `code.require`.
         address, wait_for_nodes, view: as in `launch`.
 
     Returns:
@@ -175,7 +184,8 @@ def resume(
     names = catalog.expand(store, [name])
     if names != [name]:
         _require_all_arms(store, names)
-    planned = [_planned(store, each, changes or {}, moved, steps, view) for each in names]
+    coded = functools.partial(code.require, given=plugins, accept=accept_code)
+    planned = [_planned(store, each, changes or {}, moved, steps, coded, view) for each in names]
     return run([each for each in planned if each], address, wait_for_nodes, view)
 
 
@@ -191,7 +201,13 @@ def _require_all_arms(store: BaseStorage, names: Sequence[str | None]) -> None:
 
 
 def _planned(
-    store: BaseStorage, name: str | None, changes: Mapping[str, Any], moved: str | None, steps: int | None, view: View
+    store: BaseStorage,
+    name: str | None,
+    changes: Mapping[str, Any],
+    moved: str | None,
+    steps: int | None,
+    coded: Callable[[str, Sequence[CodeFile]], list[CodeFile]],
+    view: View,
 ) -> Planned | None:
     known, space = catalog.load(store, name)
     space = study.operational(space, changes)
@@ -200,9 +216,11 @@ def _planned(
     lease.refuse_if_held(store, known.study_name)
     if _nothing_left(known, space, view):
         return None
+    plugins = coded(known.study_name, space.plugins)
+    space = study.operational(space, {}, plugins)  # whose options have types now
 
     def opening(_parallel: int) -> OpenStudy:
-        return study.resume(store, known.study_name, changes, moved, steps)
+        return study.resume(store, known.study_name, changes, moved, steps, plugins)
 
     return Planned(space=space, root=moved or records.output(known), known=known, opening=opening)
 

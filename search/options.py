@@ -80,25 +80,16 @@ def _holds_password(text: str) -> bool:
     return holds_password(text)
 
 
-def plugin_option(function: Any) -> Any:
-    """`--plugin`, which runs a file before the command does anything."""
-    return click.option(
-        "--plugin",
-        multiple=True,
-        metavar="FILE",
-        callback=_load_plugins,
-        expose_value=False,
-        help="A Python file with parts of your own, which runs here; see docs/plugins.md.",
-    )(function)
-
-
-def _load_plugins(_context: click.Context, _option: click.Parameter, paths: tuple[str, ...]) -> None:
-    from vqvae import plugins
-
-    for path in paths:
-        plugins.load(path)
-
-
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE",
+    help="A Python file with parts of your own, which runs here; see docs/plugins.md.",
+)
+accept_option = click.option(
+    "--accept-code", is_flag=True, help="Take a plug-in though it has changed since the study was made."
+)
 study_option = click.option("--study", metavar="NAME", help="The study; needed where the storage holds several.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print the outcome only.")

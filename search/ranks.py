@@ -23,6 +23,7 @@ from search import fitting
 from search.errors import SearchError, UserError, VqsearchError
 from vqvae import plugins
 from vqvae.config import TrainConfig, VqvaeError
+from vqvae.plugins import Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ class _Work:
     """A file through which they find each other."""
     stop: Any
     """Event: drain."""
-    plugins: tuple[str, ...]
+    plugins: tuple[Plugin, ...]
     parent: int
     """Number of the process that started them."""
 
@@ -200,8 +201,8 @@ def _fit(rank: int, work: _Work, tell: Callable[[str, object], None]) -> bool:
 
     from vqvae.processes import joined
 
-    for path in work.plugins:
-        plugins.load(path)
+    for plugin in work.plugins:
+        plugins.run(plugin)
     if torch.cuda.is_available() and work.config.device != "cpu":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)

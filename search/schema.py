@@ -105,6 +105,15 @@ class Limits(_Part):
     """The most that is allowed."""
 
 
+class CodeFile(_Part):
+    """A file of the user's own code, as a study keeps it: where it was and what it held, never the code itself."""
+
+    path: str = Field(min_length=1)
+    """Absolute."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of its content."""
+
+
 class File(_Part):
     """The keys of a space file."""
 
@@ -128,6 +137,8 @@ class File(_Part):
     """URL of the storage; none is $VQSEARCH_STORAGE, else sqlite:///vqsearch.db."""
     output: str | None = None
     """Folder or bucket URL of checkpoints and pictures; none is ./vqsearch-output."""
+    plugins: list[CodeFile] = []
+    """Python files with parts of your own, which run on this machine and on its workers; see plugins.md."""
     train: dict[str, Any] = {}
     """Fields of the training config, the same for all trials."""
     search: dict[str, Any]
@@ -177,6 +188,7 @@ def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> Spac
         "model_type": "must be a mapping",
         "model_attributes_type": "must be a mapping",
         "literal_error": "must be one of {expected}",
+        "string_pattern_mismatch": "must be the sha256 of a file, 64 hexadecimal digits",
         "greater_than_equal": "must be at least {ge:g}",
         "greater_than": "must be above {gt:g}",
         "finite_number": "must be a finite number",

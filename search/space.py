@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search import parameters, schema, yaml12
+from search import code, parameters, schema, yaml12
 from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
-from search.schema import Budget, File, Finalists, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
+from search.schema import Budget, CodeFile, File, Finalists, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
 from vqvae import config as vqvae_config
-from vqvae import conversion
+from vqvae import conversion, plugins
 from vqvae.config import ConfigError, TrainConfig
 
 PATHS = (("data", "path"), ("data", "cache"), ("loss", "lpips_trunk"), ("evaluation", "lpips_trunk"))
@@ -37,6 +37,7 @@ class Space:
         study, objective, budget, sampler, pruner, resources, parallel, seed, keep, finalists, log, storage, output: as
             there.
         retries: how often a trial goes on after it lost its worker.
+        plugins: files of the user's own code that have to run before a trial's model can be built.
         base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
         parameters: what is searched, parents of conditions before their children.
         constraints: quantity -> limits.
@@ -59,6 +60,7 @@ class Space:
     finalists: Finalists | None
     storage: str | None
     output: str | None
+    plugins: tuple[CodeFile, ...]
     base: TrainConfig
     parameters: tuple[Parameter, ...]
     constraints: Mapping[str, Limits]
@@ -101,23 +103,31 @@ def quantities() -> tuple[str, ...]:
 
 
 def load(
-    path: str | Path, overrides: Sequence[str] = (), *, study: str | None = None, trials: int | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    study: str | None = None,
+    trials: int | None = None,
+    plugins: Sequence[str] = (),
 ) -> Space:
-    """Read and check a space file.
+    """Read and check a space file, and run the files of code that it names.
 
     Args:
         path: the YAML file; relative paths in it start at its folder.
         overrides: ``FIELD=VALUE`` with dotted keys of the file and YAML values, such as ``budget.trials=8``.
         study: a name in place of the file's.
         trials: a budget in place of the file's.
+        plugins: files of code besides those of the file.
 
     Raises:
         SpaceError: with file, line and key.
+        PluginError: a file of code raises, or what an entry point of an installed package leads to.
     """
     document = read(path, overrides, {"study": study, "budget.trials": trials})
     if "comparison" in document.value:
         raise document.error(("comparison",), f"this is a comparison of several searches: vqsearch compare {path}")
-    return check(document.value, document, Path(path).resolve().parent)
+    folder = Path(path).resolve().parent
+    return check_named(document.value | {"plugins": code.of_file(document, folder, plugins)}, document, folder)
 
 
 def read(path: str | Path, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> yaml12.Document:
@@ -153,7 +163,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), flags: Mapping[str, An
 
 
 def parse(values: Mapping[str, Any], name: str) -> Space:
-    """Check a mapping, such as the one a study stores; relative paths start at the current folder.
+    """Check a mapping, such as the one a study stores; relative paths start at the current folder, and no code runs.
 
     Args:
         values: as in a space file.
@@ -207,8 +217,29 @@ def _path(key: str) -> tuple[str, ...]:
     return (first, arm, *_path(within)) if first == "arms" and within else tuple(key.split("."))
 
 
+def check_named(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Space:
+    """As `check`, knowing the parts of installed packages that the space names.
+
+    Raises:
+        PluginError: what an entry point leads to raises, or does not register its part.
+    """
+    found = check(values, document, folder)
+    searched = {p.name: [str(value) for _, value in p.choices] for p in found.parameters}
+    terms = [name.removeprefix("loss.terms.") for name in searched if name.startswith("loss.terms.")]
+    named = {
+        "backbone": [found.base.model.backbone, *searched.get("model.backbone", ())],
+        "quantizer": [found.base.quantizer.kind, *searched.get("quantizer.kind", ())],
+        "loss": [*found.base.loss.terms, *terms],
+        "metric": found.base.evaluation.metrics,
+        "data": [found.base.data.source],
+    }
+    wanted = plugins.installed() & {(kind, name) for kind, names in named.items() for name in names}
+    entered = [plugins.enter_installed(kind, name) for kind, name in sorted(wanted)]
+    return check(values, document, folder) if any(entered) else found
+
+
 def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Space:
-    """Check the mapping of a space file.
+    """Check the mapping of a space file, of whose parts some may be unknown here.
 
     Args:
         values: as in the file; not kept.
@@ -241,11 +272,12 @@ def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Sp
         finalists=file.finalists,
         storage=file.storage,
         output=_absolute_output(file.output, folder),
+        plugins=tuple(file.plugins),
         base=base,
         parameters=searched,
         constraints=file.constraints,
         baselines=parameters.parse_baselines(file.baselines, searched, document),
-        source=_source(file, train, folder),
+        source=_source(file, train, searched, folder),
         document=document,
     )
     _sensible(space, document)
@@ -266,9 +298,14 @@ def _absolute_output(output: str | None, folder: Path) -> str | None:
     return output if output is None or "://" in output else str(folder / Path(output).expanduser())
 
 
-def _source(file: File, train: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    values = file.model_dump(mode="json", exclude={"storage"}, exclude_none=True)
+def _source(file: File, train: Mapping[str, Any], searched: Sequence[Parameter], folder: Path) -> dict[str, Any]:
+    silent = set() if file.plugins else {"plugins"}
+    values = file.model_dump(mode="json", exclude={"storage", *silent}, exclude_none=True)
     values["train"] = dict(train)
+    for each in searched:
+        if each.ordered and isinstance(values["search"][each.name]["choice"], list):
+            # As the fields hold them: where an option's plug-in is not known, nothing says that 1 is 1.0.
+            values["search"][each.name]["choice"] = list(each.labels)
     if file.output is not None:
         values["output"] = _absolute_output(file.output, folder)
     return values
@@ -305,19 +342,17 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
         raise document.error(
             ("resources", "gpus"), f"a trial runs on at most one GPU, but got {space.resources.gpus:g}"
         )
-    metrics = vqvae_config.METRICS
+    evaluation = space.base.evaluation
     metric, direction = space.objective.metric, space.objective.direction
-    if metric not in metrics:
-        near = difflib.get_close_matches(metric, list(metrics), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(metrics)}"
-        raise document.error(("objective", "metric"), f"unknown metric {metric!r}; {hint}")
-    side = "lower" if metrics[metric] == "minimize" else "higher"
-    if metrics[metric] and metrics[metric] != direction:
+    own = [f"val/{name}" for name in evaluation.metrics]
+    _require_measured(metric, own, ("objective", "metric"), document)
+    right = vqvae_config.METRICS.get(metric)  # none of a plug-in's where that is not loaded, as it is for a reader
+    if right and right != direction:
+        side = "lower" if right == "minimize" else "higher"
         raise document.error(
             ("objective", "direction"),
-            f"{metric} is better the {side}, so this must be {metrics[metric]}, but got {direction!r}",
+            f"{metric} is better the {side}, so this must be {right}, but got {direction!r}",
         )
-    evaluation = space.base.evaluation
     for field, off, needing in (
         ("lpips", "must be true", ("val/lpips_alex", "val/lpips_perturbed")),
         ("perturbed", "must be above 0", ("val/lpips_perturbed",)),
@@ -336,7 +371,9 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
         )
     for name, limits in space.constraints.items():
         path = ("constraints", name)
-        if name not in quantities():
+        if name.startswith("val/"):
+            _require_measured(name, own, path, document)
+        elif name not in quantities():
             raise document.error(path, f"unknown quantity; known are {', '.join(quantities())}")
         if limits.min is None and limits.max is None:
             raise document.error(path, "must have min or max or both")
@@ -365,6 +402,22 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
                 f"the first rung, step {space.rungs[0]}, comes before the discriminator's latest start, step {start}: "
                 "it would rank models without what is searched; fewer rungs or an earlier gan.start mend it",
             )
+
+
+def _require_measured(metric: str, own: Sequence[str], path: yaml12.Path, document: yaml12.Document) -> None:
+    """Refuse a metric that no evaluation measures: none of ours, and none of a plug-in that trials are to measure."""
+    name = metric.removeprefix("val/")
+    if metric in own or (metric in vqvae_config.METRICS and not plugins.has("metric", name)):
+        return
+    known = list(dict.fromkeys([*vqvae_config.METRICS, *own]))
+    if metric in known:
+        raise document.error(
+            path,
+            f"{metric} is a plug-in's, so that train.evaluation.metrics must list {name}, for trials to measure it",
+        )
+    near = difflib.get_close_matches(metric, known, n=1)
+    listed = f"known are {', '.join(known)}; one of a plug-in has its name in train.evaluation.metrics"
+    raise document.error(path, f"unknown metric {metric!r}; {f'did you mean {near[0]}?' if near else listed}")
 
 
 def _possible(space: Space, name: str) -> list[float]:

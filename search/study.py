@@ -21,11 +21,12 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search import attachments, catalog, output, records, sampling, space
+from search import attachments, catalog, code, output, records, sampling, space
 from search.errors import OutputError, StudyError, VqsearchError
 from search.lease import Lease
 from search.lengthening import lengthen
 from search.retention import Keeper
+from search.schema import CodeFile
 from search.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # The search speaks for itself.
@@ -157,13 +158,14 @@ class OpenStudy:
             self.lease.release()
 
 
-def existing(storage: BaseStorage, wanted: Space, root: str | None) -> optuna.Study | None:
+def existing(storage: BaseStorage, wanted: Space, root: str | None, accept_code: bool = False) -> optuna.Study | None:
     """The study of a space file, if there is one.
 
     Args:
         storage: where it may be.
         wanted: the space.
         root: output root, absolute; None for that of the study.
+        accept_code: its files of code may be others.
 
     Raises:
         StudyError: it searches something else, or keeps its checkpoints elsewhere; the message shows the difference
@@ -172,7 +174,7 @@ def existing(storage: BaseStorage, wanted: Space, root: str | None) -> optuna.St
     if wanted.study not in catalog.studies(storage):
         return None
     study, stored = catalog.load(storage, wanted.study)
-    _refuse_a_change(stored, wanted, records.tie(study))
+    _refuse_a_change(stored, wanted, records.tie(study), accept_code)
     there = records.output(study)
     if root not in (None, there):
         raise StudyError(
@@ -195,6 +197,7 @@ def create(
     parallel: int,
     copies: Sequence[FrozenTrial] = (),
     tie: records.Tie | None = None,
+    accept_code: bool = False,
 ) -> OpenStudy:
     """Open the study of a space file: a new one, or the one of this name if it searches the same.
 
@@ -205,13 +208,14 @@ def create(
         parallel: trials that can run at once, for the number of quasi-random trials of a new study.
         copies: trials of an old study that a new one takes over, see `search.extension`.
         tie: which arm of which comparison a new study is.
+        accept_code: the files of code of one that is there may be others.
 
     Raises:
         StudyError: the name is taken by another search; the message shows the difference and the ways on.
         LeaseError: another driver runs it.
         OutputError: the output root can't be written, or a new study would find files of another one there.
     """
-    study = existing(storage, wanted, root)
+    study = existing(storage, wanted, root, accept_code)
     if study is None:
         root = root or output.absolute(output.DEFAULT)
         with contextlib.suppress(KeyError):  # Refused before an output root is made for it.
@@ -225,7 +229,7 @@ def create(
     lease = Lease(storage, wanted.study)
     with _given_back_on_error(lease):
         # Another driver may have made it in between.
-        if existing(storage, wanted, root) is None:
+        if existing(storage, wanted, root, accept_code) is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna calls the names of objectives experimental.
                 study.set_metric_names([wanted.objective.metric])
@@ -234,7 +238,8 @@ def create(
             study.add_trials(copy for copy in copies if not _originals([copy]) <= there)
             if tie is not None:
                 records.set_tie(study, tie)
-            records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), versions())
+            held = versions() | code.versions(wanted.plugins)
+            records.create(study, wanted.source, root, sampling.startup_trials(wanted, parallel), held)
         return _enter(study, wanted, records.output(study), lease)
 
 
@@ -244,6 +249,7 @@ def resume(
     changes: Mapping[str, Any] | None = None,
     root: str | None = None,
     steps: int | None = None,
+    plugins: Sequence[CodeFile] = (),
 ) -> OpenStudy:
     """Open a study to go on with it, from the storage alone.
 
@@ -253,6 +259,7 @@ def resume(
         changes: `OPERATIONAL` keys -> new values.
         root: a new place of the output root, where it has moved.
         steps: of a trial, where they become longer, see `search.lengthening`.
+        plugins: its files of code, as they ran here.
 
     Raises:
         StudyError: no such study, or a change of what its trials are.
@@ -260,7 +267,7 @@ def resume(
         OutputError: the output root is not there, or can't be written.
     """
     study, stored = catalog.load(storage, name)
-    changed = operational(stored, changes or {})
+    changed = operational(stored, changes or {}, plugins)
     output.check(root or records.output(study), create=False)
     require_files(study, root or records.output(study))
     lease = Lease(storage, study.study_name)
@@ -286,8 +293,13 @@ def require_files(study: optuna.Study, root: str) -> None:
             raise OutputError(f"{root}: the output root can't be read: {error}") from None
 
 
-def operational(stored: Space, changes: Mapping[str, Any]) -> Space:
+def operational(stored: Space, changes: Mapping[str, Any], plugins: Sequence[CodeFile] = ()) -> Space:
     """A stored space with some of its `OPERATIONAL` keys changed.
+
+    Args:
+        stored: the space.
+        changes: key -> new value.
+        plugins: its files of code, as they ran here; none leaves what the study keeps of them.
 
     Raises:
         SpaceError: a value that does not hold.
@@ -299,6 +311,8 @@ def operational(stored: Space, changes: Mapping[str, Any]) -> Space:
             raise StudyError(f"--set {key}: a study that goes on can change {', '.join(OPERATIONAL)}; nothing else")
         parent, _, last = key.rpartition(".")
         (values.setdefault(parent, {}) if parent else values)[last] = value
+    if plugins:
+        values["plugins"] = [file.model_dump() for file in plugins]
     return space.parse(values, f"study {stored.study}")
 
 
@@ -332,7 +346,7 @@ def _enter(study: optuna.Study, stored: Space, root: str, lease: Lease) -> OpenS
     opened = OpenStudy(
         study=study, space=stored, output=root, lease=lease, keeper=keeper, hours_before=records.hours(study)
     )
-    opened.notes += _other_versions(study)
+    opened.notes += _other_versions(study, stored)
     if not owned:
         opened.notes.append(
             f"{root}: the folder {study.study_name} holds files of another study of this name, so that nothing is "
@@ -355,14 +369,23 @@ def _claimed(study: optuna.Study, root: str) -> bool:
         raise OutputError(f"{root}: the output root can't be written: {error}") from None
 
 
-def _other_versions(study: optuna.Study) -> list[str]:
-    """Write with which versions the search goes on, where they are others; a line that says so."""
-    now, last = versions(), records.versions(study)[-1]
+def _other_versions(study: optuna.Study, stored: Space) -> list[str]:
+    """Write with which versions the search goes on, where they are others; lines that say so."""
+    now, last = versions() | code.versions(stored.plugins), records.versions(study)[-1]
     changed = [f"{name} {last[name]}, this is {now[name]}" for name in now if name in last and last[name] != now[name]]
-    if not changed:
+    code_changed = code.versions_of(now) != code.versions_of(last)
+    if not changed and not code_changed:
         return []
-    records.add_versions(study, len(study.get_trials(deepcopy=False)), now)
-    return [f"made with {'; '.join(changed)}: curves of the trials to come may differ in the last digits"]
+    trials = study.get_trials(deepcopy=False)
+    records.add_versions(study, len(trials), now)
+    lines = []
+    if packages := [each for each in changed if not each.startswith(code.VERSION)]:
+        lines.append(f"made with {'; '.join(packages)}: curves of the trials to come may differ in the last digits")
+    if code_changed:
+        begun = [str(trial.number) for trial in trials if not trial.state.is_finished() and trial.user_attrs]
+        rest = f", and trial {', '.join(begun)} that was begun before" if begun else ""
+        lines.append(f"other code from trial {len(trials)} on{rest}: {code.words(last)} before, {code.words(now)} now")
+    return lines
 
 
 def _originals(trials: Iterable[FrozenTrial]) -> set[records.Original | None]:
@@ -382,8 +405,16 @@ def _refuse_a_foreign_one(study: optuna.Study, wanted: Space, copies: Sequence[F
         )
 
 
-def _refuse_a_change(stored: Space, wanted: Space, tie: records.Tie | None) -> None:
-    lines = [line for line in space.difference(stored.source, wanted.source) if line.split(":")[0] not in OPERATIONAL]
+def _refuse_a_change(stored: Space, wanted: Space, tie: records.Tie | None, accept_code: bool) -> None:
+    free = (*OPERATIONAL, "plugins")
+    lines = [line for line in space.difference(stored.source, wanted.source) if line.split(":")[0] not in free]
+    other = [] if accept_code else code.difference(stored.plugins, wanted.plugins)
+    if other and not lines:
+        raise StudyError(
+            f"{wanted.study}: {'; '.join(other)}; expected the same code, or --accept-code, which goes on with the new "
+            "one and notes in the study from which trial on, or a study of its own: --study NAME"
+        )
+    lines += other
     if not lines:
         return
     ways = (

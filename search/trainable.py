@@ -7,24 +7,26 @@ import json
 import platform
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from search import output
+from search import code, output
 from search.errors import OutputError, UserError
 from search.searcher import Assignment
 from vqvae.config import TrainConfig, VqvaeError
+from vqvae.plugins import Plugin
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any], plugins: Iterable[Plugin] = ()) -> None:
     """One trial.
 
     Args:
         config: the fields of an `Assignment`.
+        plugins: code that has to run before it.
 
     Reports:
         step, metrics, evaluated; checkpoint (its folder below the output root, or None), pictures (names of those
@@ -40,6 +42,7 @@ def run(config: dict[str, Any]) -> None:
     saved = assignment.checkpoint
     try:
         _share_the_gpu(assignment.gpus)
+        code.run(plugins)
         stop = _stop_flag(assignment.control)
         with _start_from(assignment) as resume:
             settings = conversion.from_dict(json.loads(assignment.config))

@@ -23,9 +23,11 @@ register its part. This module uses the standard library only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.metadata
+import linecache
 import re
 import sys
 import traceback
@@ -86,12 +88,22 @@ _ENTERED: dict[tuple[str, str], _Entered] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """A Python file that was loaded."""
+    """A Python file, as it was when it was read."""
 
     path: str
     """Absolute."""
-    sha256: str
-    """Of the content that ran."""
+    content: bytes = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the content, in hexadecimal digits."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def module(self) -> str:
+        """Name in `sys.modules` of what ran."""
+        stem = re.sub(r"\W", "_", Path(self.path).stem)
+        return f"vqvae_plugin_{stem}_{self.sha256[:12]}"
 
 
 _LOADED: dict[str, Plugin] = {}
@@ -190,13 +202,27 @@ def find(kind: str, entries: Mapping[str, Any], name: str, besides: tuple[str, .
         PluginError: an entry point of this name fails.
     """
     if name not in entries:
-        _enter_installed(kind, name)
+        enter_installed(kind, name)
     if name not in entries:
         raise ConfigError(KINDS[kind].key, f"must be one of {', '.join((*besides, *entries))}, but got {name!r}")
     return entries[name]
 
 
-def _enter_installed(kind: str, name: str) -> None:
+def installed() -> frozenset[tuple[str, str]]:
+    """Kind and name of what entry points of installed packages declare; nothing is imported."""
+    points = importlib.metadata.entry_points()
+    return frozenset((kind, point.name) for kind, each in KINDS.items() for point in points.select(group=each.group))
+
+
+def enter_installed(kind: str, name: str) -> bool:
+    """Imports what the entry point of an installed package leads to; whether there was one that was not known.
+
+    Raises:
+        PluginError: it fails.
+    """
+    home = importlib.import_module(KINDS[kind].home)
+    if name in getattr(home, KINDS[kind].entries) or name in getattr(home, "RESERVED", ()):
+        return False
     group = KINDS[kind].group
     for point in importlib.metadata.entry_points(group=group, name=name):
         where = f"entry point {group}: {name} = {point.value}"
@@ -206,7 +232,13 @@ def _enter_installed(kind: str, name: str) -> None:
             raise PluginError(f"{where}: {_line(error)}") from error
         if (kind, name) not in _ENTERED:
             raise PluginError(f"{where}: registers no {kind} {name!r}")
-        return
+        return True
+    return False
+
+
+def has(kind: str, name: str) -> bool:
+    """Whether a part of this name was registered here, rather than being one of ours."""
+    return (kind, name) in _ENTERED
 
 
 def options(kind: str, name: str) -> dict[str, Any] | None:
@@ -257,33 +289,66 @@ def load(path: str | Path) -> Plugin:
     Raises:
         PluginError: it can't be read, or it raises; the message has file and line.
     """
+    plugin = read(path)
+    run(plugin)
+    return plugin
+
+
+def read(path: str | Path) -> Plugin:
+    """Reads a Python file, and runs nothing.
+
+    Raises:
+        PluginError: it can't be read.
+    """
     file = Path(path).expanduser().absolute()
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise PluginError(f"{file}: {error.strerror or error}; expected a Python file that can be read") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if digest in _LOADED:
-        return Plugin(path=str(file), sha256=digest)
-    stem = re.sub(r"\W", "_", file.stem)
-    module = types.ModuleType(f"vqvae_plugin_{stem}_{digest[:12]}")
-    module.__file__ = str(file)
+        if ".." in file.parts:  # behind a link that leads elsewhere than by its name
+            file = file.resolve()
+        if file.exists() and not file.is_file():  # a device may have no end
+            raise PluginError(f"{file}: this is no file; expected a Python file that can be read")
+        return Plugin(path=str(file), content=file.read_bytes())
+    except (OSError, ValueError) as error:  # ValueError: a null in the path
+        why = getattr(error, "strerror", None) or error
+        raise PluginError(f"{file}: {why}; expected a Python file that can be read") from None
+
+
+def run(plugin: Plugin) -> Plugin:
+    """Runs what was read, here or on another machine, unless the same content has run in this process.
+
+    Returns:
+        What ran first of this content, so that its `module` is in `sys.modules`.
+
+    Raises:
+        PluginError: it raises; the message has file and line.
+    """
+    if plugin.sha256 in _LOADED:
+        return _LOADED[plugin.sha256]
+    module = types.ModuleType(plugin.module)
+    module.__file__ = file = plugin.path
+    # Tracebacks show what ran, though the file has changed since or lies on another machine; no time, no check.
+    lines = plugin.content.decode(errors="replace").splitlines(keepends=True)
+    linecache.cache[file] = (len(plugin.content), None, lines, file)
     before = set(_ENTERED)
     sys.modules[module.__name__] = module  # dataclasses look their annotations up there
     try:
-        exec(compile(content, str(file), "exec"), module.__dict__)  # what was hashed is what runs
+        exec(compile(plugin.content, file, "exec"), module.__dict__)  # what was hashed is what runs
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         for kind, name in _ENTERED.keys() - before:
             _withdraw(kind, name)
-        raise PluginError(f"{file}:{_line_number(error, str(file))}: {_line(error)}") from error
-    _LOADED[digest] = plugin = Plugin(path=str(file), sha256=digest)
+        raise PluginError(f"{file}:{_line_number(error, file)}: {_line(error)}") from error
+    _LOADED[plugin.sha256] = plugin
     return plugin
 
 
-def loaded() -> tuple[str, ...]:
-    """Paths of the files that were loaded, in their order, for another process to load."""
-    return tuple(plugin.path for plugin in _LOADED.values())
+def ran(sha256: str) -> Plugin | None:
+    """What ran in this process with this hash."""
+    return _LOADED.get(sha256)
+
+
+def loaded() -> tuple[Plugin, ...]:
+    """All that ran in this process, in its order, for another process to run."""
+    return tuple(_LOADED.values())
 
 
 def _withdraw(kind: str, name: str) -> None:

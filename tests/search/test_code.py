@@ -1,0 +1,250 @@
+"""The user's own code in a search: what is kept of it, and whose word it takes to run."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search import code, space, trust
+from search.errors import SpaceError, StudyError
+from search.schema import CodeFile
+from vqvae import config, losses, metrics, model, plugins, sources
+
+PART = """\
+import vqvae
+from torch import nn
+
+{mark}
+@vqvae.register("backbone", "plain")
+def block(config):
+    return nn.Identity()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """A user who has named nothing yet, and a process that has run nothing yet and forgets what it runs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    tables = (model.BACKBONES, losses.TERMS, metrics.MEASURES, sources.SOURCES, config.METRICS)
+    tables = (*tables, plugins._ENTERED, plugins._LOADED)
+    before = [dict(each) for each in tables]
+    yield
+    for each, old in zip(tables, before, strict=True):
+        each.clear()
+        each.update(old)
+
+
+def forget():
+    """As in a new process."""
+    plugins._LOADED.clear()
+    for kind, name in [*plugins._ENTERED]:
+        plugins._withdraw(kind, name)
+
+
+def write(path, mark=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(PART.format(mark=mark))
+    return path
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def kept(*paths):
+    return [CodeFile(path=str(path), sha256=sha256(path)) for path in paths]
+
+
+def load(tmp_path, named, *overrides, **options):
+    values = {
+        "study": "mine",
+        "objective": {"metric": "val/psnr", "direction": "maximize"},
+        "budget": {"trials": 4, "steps": 9},
+        "pruner": {"kind": "none"},
+        "train": {"model": {"backbone": "plain"}, "optimizer": {"warmup_steps": 1}},
+        "search": {"optimizer.lr": {"float": [1e-4, 1e-3]}},
+        **({} if named is None else {"plugins": named}),
+    }
+    path = tmp_path / "spaces" / "mine.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return space.load(path, overrides, **options)
+
+
+def refusal(call, *arguments, **options):
+    with pytest.raises((SpaceError, StudyError)) as error:
+        call(*arguments, **options)
+    return str(error.value)
+
+
+def test_a_file_is_run_and_kept_by_its_absolute_path_and_its_hash(tmp_path):
+    file = write(tmp_path / "spaces" / "part.py")
+    loaded = load(tmp_path, ["./part.py"])
+    assert "plain" in model.BACKBONES
+    assert loaded.source["plugins"] == [{"path": str(file), "sha256": sha256(file)}]
+    assert "nn.Identity" not in json.dumps(loaded.source)
+
+
+@pytest.mark.parametrize("how", ["flag", "setting", "both"])
+def test_to_name_a_file_on_the_command_line_is_to_name_it_in_the_file(tmp_path, how):
+    file = write(tmp_path / "part.py")
+    written = load(tmp_path, ["../part.py"]).source["plugins"]
+    assert [Path(each["path"]).resolve() for each in written] == [file]
+    ways = {"flag": (None, [], ["part.py"]), "setting": (None, ["plugins=[part.py]"], [])}
+    named, overrides, flags = ways.get(how, (["../part.py"], [], ["part.py"]))
+    again = load(tmp_path, named, *overrides, plugins=flags).source["plugins"]
+    assert [each["sha256"] for each in again] == [sha256(file)]
+
+
+def test_a_space_without_code_keeps_nothing_of_it(tmp_path):
+    assert "plugins" not in load(tmp_path, []).source
+    assert "plugins" not in load(tmp_path, None).source
+
+
+def test_what_a_study_keeps_runs_nothing_when_it_is_read(tmp_path):
+    write(tmp_path / "spaces" / "part.py")
+    loaded = load(tmp_path, ["part.py"])
+    forget()
+    (tmp_path / "spaces" / "part.py").unlink()
+    assert space.parse(loaded.source, "study mine") == loaded
+    assert "plain" not in model.BACKBONES
+
+
+def test_a_space_file_written_from_a_study_holds_its_code_to_the_hash(tmp_path):
+    file = write(tmp_path / "spaces" / "part.py")
+    pinned = load(tmp_path, ["part.py"]).source["plugins"]
+    assert load(tmp_path, pinned).source["plugins"] == pinned
+    was = sha256(file)
+    write(file, "# other")
+    assert refusal(load, tmp_path, pinned).endswith(
+        f"plugins[0]: {file} must have the sha256 {was[:12]}, but got {sha256(file)[:12]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        ("part.py", "plugins: must be a list of Python files, but got 'part.py'"),
+        ([3], "plugins[0]: must be the path of a Python file, but got 3"),
+        ([{"path": "a.py"}], "plugins[0]: must be the path of a Python file, but got {'path': 'a.py'}"),
+        (
+            ["none.py"],
+            "plugins[0]: FOLDER/none.py: No such file or directory; expected a Python file that can be read",
+        ),
+        (["."], "plugins[0]: FOLDER: this is no file; expected a Python file that can be read"),
+    ],
+)
+def test_what_names_no_file_is_refused_with_its_place(tmp_path, named, problem):
+    where, _, said = refusal(load, tmp_path, named).partition(": ")
+    assert where in {f"{tmp_path}/spaces/mine.yaml:{line}" for line in (20, 21)}
+    assert said == problem.replace("FOLDER", f"{tmp_path}/spaces")
+
+
+def test_code_that_was_named_runs_again_from_what_the_study_keeps(tmp_path):
+    file = write(tmp_path / "part.py")
+    loaded = load(tmp_path, ["../part.py"])
+    forget()
+    assert code.require("mine", loaded.plugins) == list(loaded.plugins)
+    assert "plain" in model.BACKBONES
+    assert [plugin.content for plugin in code.content(loaded.plugins)] == [file.read_bytes()]
+
+
+def test_code_that_was_never_named_here_does_not_run(tmp_path):
+    file = write(tmp_path / "part.py")
+    assert refusal(code.require, "mine", kept(file)) == (
+        f"mine: {file} ({sha256(file)[:12]}) is code that was never named on this machine, and a study alone runs "
+        f"none; look at it, then name it: the same command with --plugin {file}"
+    )
+    assert refusal(code.require, "mine", kept(file), accept=True).startswith(f"mine: {file} ({sha256(file)[:12]}) is")
+    assert "plain" not in model.BACKBONES
+    code.require("mine", kept(file), [str(file)])
+    assert "plain" in model.BACKBONES
+    forget()
+    code.require("mine", kept(file))
+
+
+def test_code_that_has_changed_runs_where_that_is_accepted_and_the_file_was_named_here(tmp_path):
+    file = write(tmp_path / "part.py")
+    code.name_all([str(file)])
+    before = kept(file)
+    write(file, "# other")
+    forget()
+    was, now = before[0].sha256[:12], sha256(file)[:12]
+    assert refusal(code.require, "mine", before) == (
+        f"mine: {file} has changed: it was {was}, and now is {now}; expected the same, or --accept-code, which takes "
+        "what it is now"
+    )
+    assert refusal(code.require, "mine", before, [str(file)]).startswith(f"mine: {file} has changed")
+    assert "plain" not in model.BACKBONES
+    assert code.require("mine", before, accept=True) == kept(file)
+
+
+def test_code_that_was_moved_runs_from_where_it_is_said_to_be(tmp_path):
+    before = kept(write(tmp_path / "old" / "part.py"))
+    moved = tmp_path / "new" / "renamed.py"
+    moved.parent.mkdir()
+    Path(before[0].path).rename(moved)
+    assert refusal(code.require, "mine", before) == (
+        f"mine: {before[0].path}: No such file or directory; the study needs this file ({before[0].sha256[:12]}): "
+        "--plugin FILE says where it is now"
+    )
+    assert code.require("mine", before, [str(moved)]) == kept(moved)
+
+
+def test_a_file_that_the_study_does_not_have_is_refused_unless_others_may_run(tmp_path):
+    file, other = write(tmp_path / "part.py"), tmp_path / "other.py"
+    other.write_text("")
+    assert refusal(code.require, "mine", kept(file), [str(other)]) == (
+        f"mine: --plugin {other}: the study has no such file; expected one of its own, {file} ({sha256(file)[:12]}); "
+        "a search with another one is another study"
+    )
+    code.name_all([str(file)])
+    assert code.require("mine", kept(file), [str(other)], others=True) == kept(file)
+    assert plugins.ran(sha256(other)) is not None
+
+
+def test_a_study_that_names_a_device_is_not_read(tmp_path):
+    endless = CodeFile(path="/dev/zero", sha256="0" * 64)
+    assert refusal(code.require, "mine", [endless]).startswith("mine: /dev/zero: this is no file; the study needs")
+
+
+def test_where_nothing_can_be_kept_code_runs_but_has_to_be_named_each_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    (plugin,) = code.name_all([str(write(tmp_path / "part.py"))])
+    assert not trust.knows(plugin.sha256)
+    assert not trust.knows_place(plugin.path)
+
+
+def test_a_relative_state_folder_counts_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (plugin,) = code.name_all([str(write(tmp_path / "part.py"))])
+    kept_in = tmp_path / "home" / ".local" / "state" / "vqsearch" / "code"
+    assert [file.name for file in kept_in.iterdir()] == [plugin.sha256]
+    assert kept_in.stat().st_mode & 0o077 == 0
+
+
+def test_what_differs_between_the_files_of_a_study_and_those_named_now_is_said(tmp_path):
+    one, two = write(tmp_path / "one.py"), write(tmp_path / "two.py", "# two")
+    before = kept(one, two)
+    assert code.difference(before, kept(two, one)) == []
+    moved = write(tmp_path / "new" / "one.py")
+    assert code.difference(before, kept(moved, two)) == []
+    was = before[0].sha256[:12]
+    assert code.difference(before, kept(two)) == [f"{one} ({was}) is not named here"]
+    assert code.difference(kept(one), before) == [f"{two} ({before[1].sha256[:12]}) is new"]
+    write(one, "# other")
+    line = f"{one} has changed: it was {was}, and now is {sha256(one)[:12]}"
+    assert code.difference(before, kept(one, two)) == [line]
+
+
+def test_files_of_one_name_are_told_apart_among_the_versions(tmp_path):
+    files = kept(write(tmp_path / "a" / "part.py"), write(tmp_path / "b" / "part.py", "# b"), write(tmp_path / "c.py"))
+    assert list(code.versions(files)) == [
+        f"plug-in {tmp_path}/a/part.py", f"plug-in {tmp_path}/b/part.py", "plug-in c.py"
+    ]  # fmt: skip
+    assert code.versions(files)["plug-in c.py"] == sha256(tmp_path / "c.py")[:12]
