@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from vqvae import testing
 from vqvae.codes import Quantized
 from vqvae.config import GanConfig, LossConfig, QuantizerConfig, TrainConfig
 from vqvae.conversion import replace
@@ -50,6 +51,14 @@ def pair():
     images = torch.zeros(2, 3, 64, 64)
     made = torch.stack([images[0] + 0.5, images[1] - 0.25]).requires_grad_()
     return images, made
+
+
+EVERY = [check for name in ("l1", "l2") for check in testing.checks("loss", name, promises=testing.PROMISES["loss"])]
+
+
+@pytest.mark.parametrize("check", EVERY, ids=lambda check: f"{check.subject.name}-{check}")
+def test_a_term_passes_the_checks_of_every_term(check):
+    check()
 
 
 def test_l1_pulls_every_pixel_with_the_same_force(pair):

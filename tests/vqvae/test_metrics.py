@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vqvae import metrics, robustness
+from vqvae import metrics, robustness, testing
 from vqvae.config import EvaluationConfig, TrainConfig
 from vqvae.conversion import replace
 from vqvae.model import build_model
@@ -61,10 +61,16 @@ def test_l1_is_on_a_range_of_one():
     assert metrics.l1(torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, 3, 8, 8)).tolist() == [0.25, 0.25]
 
 
-def test_not_a_number_stays_visible():
-    broken, whole = torch.full((1, 3, 16, 16), float("nan")), torch.zeros(1, 3, 16, 16)
-    for metric in (metrics.psnr, metrics.ssim, metrics.l1):
-        assert metric(broken, whole).isnan().all()
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, id=f"{name}-{check}")
+        for name in metrics.MEASURES
+        for check in testing.checks("metric", name)
+    ],
+)
+def test_it_passes_the_checks_of_every_metric(check):
+    check()
 
 
 def test_code_statistics_of_evenly_used_codes():

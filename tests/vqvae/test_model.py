@@ -1,6 +1,5 @@
-"""The whole model: sizes, round trip, seeds, refusals, plug-ins."""
+"""The whole model: sizes, refusals, plug-ins. What holds for each backbone and quantizer is in `vqvae.testing`."""
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -41,35 +40,6 @@ def _images(count: int = 2) -> Tensor:
 
 
 @BACKBONE
-def test_parameters_are_counted_without_a_model_and_without_touching_the_seed(backbone: str) -> None:
-    before = torch.get_rng_state()
-    count = count_parameters(_config(backbone))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert count == sum(parameter.numel() for parameter in build_model(_config(backbone)).parameters())
-
-
-@BACKBONE
-def test_a_model_on_the_meta_device_holds_nothing(backbone: str) -> None:
-    with torch.device("meta"):
-        model = build_model(_config(backbone, **{"model.final_convolution": True}))
-    assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
-
-
-@pytest.mark.parametrize("settings", [{}, {"model.final_convolution": True, "model.overlap": 0.5}])
-@BACKBONE
-def test_encoding_then_decoding_is_the_forward_pass(backbone: str, settings: dict[str, object]) -> None:
-    model, images = build_model(_config(backbone, **settings)).eval(), _images()
-    with torch.no_grad():
-        reconstruction = model(images)
-    indices = model.encode(images)
-    assert indices.shape == (2, 4, 4)
-    assert indices.dtype == torch.int64
-    assert reconstruction.images.shape == images.shape
-    assert torch.equal(indices.flatten(1), reconstruction.quantized.indices)
-    assert torch.equal(model.decode(indices), reconstruction.images)
-
-
-@BACKBONE
 def test_every_parameter_learns(backbone: str) -> None:
     model, images = build_model(_config(backbone, **{"model.final_convolution": True})), _images(4)
     reconstruction = model(images)
@@ -79,58 +49,6 @@ def test_every_parameter_learns(backbone: str) -> None:
         name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
     ]
     assert silent == []
-
-
-@BACKBONE
-def test_a_model_trains(backbone: str) -> None:
-    model, images = build_model(_config(backbone)), _images(4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(30):
-        reconstruction = model(images)
-        loss = (reconstruction.images - images).square().mean()
-        optimizer.zero_grad()
-        (loss + sum(reconstruction.quantized.losses.values())).backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
-
-
-@pytest.mark.filterwarnings("error")  # PyTorch warns where it has no fused kernel for mixed dtypes
-@BACKBONE
-def test_bfloat16_autocast_reconstructs_nearly_the_same(backbone: str) -> None:
-    model, images = build_model(_config(backbone)), _images()
-    indices = model.encode(images)
-    expected = model.decode(indices)
-    entering: list[Tensor] = []
-    model.quantizer.register_forward_pre_hook(lambda _, vectors: entering.extend(vectors))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        reconstruction = model(images)
-        narrow = model.decode(indices)
-    assert entering[0].dtype == reconstruction.quantized.codes.dtype == torch.float32
-    assert ((narrow - expected).norm() / expected.norm()).item() < 0.05
-    assert (reconstruction.quantized.indices == indices.flatten(1)).float().mean() > 0.8
-
-
-@BACKBONE
-def test_the_seed_settles_every_weight(backbone: str) -> None:
-    def weights(seed: int) -> dict[str, Tensor]:
-        torch.manual_seed(seed)
-        return build_model(_config(backbone)).state_dict()
-
-    first, again, other = weights(3), weights(3), weights(4)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-@BACKBONE
-def test_a_copy_and_a_state_dict_give_the_same_model(backbone: str) -> None:
-    model, images = build_model(_config(backbone)), _images()
-    loaded = build_model(_config(backbone))
-    loaded.load_state_dict(model.state_dict(), strict=True)
-    expected = model(images).images
-    assert torch.equal(copy.deepcopy(model)(images).images, expected)
-    assert torch.equal(loaded(images).images, expected)
 
 
 @pytest.mark.parametrize(
@@ -179,17 +97,6 @@ def test_the_final_convolution_starts_without_effect() -> None:
     reconstruction = model(images)
     plain = model.decoder(model.from_code(reconstruction.quantized.codes))
     torch.testing.assert_close(reconstruction.images, plain)
-
-
-@pytest.mark.parametrize("final_convolution", [False, True])
-@BACKBONE
-def test_the_last_weight_is_that_of_the_layer_that_makes_the_pixels(backbone: str, final_convolution: bool) -> None:
-    model = build_model(_config(backbone, **{"model.final_convolution": final_convolution}))
-    made: list[Tensor] = []
-    owners = [module for module in model.modules() if getattr(module, "weight", None) is model.last_weight()]
-    assert len(owners) == 1
-    owners[0].register_forward_hook(lambda _module, _inputs, output: made.append(output))
-    assert torch.equal(model(_images()).images, made[0])
 
 
 def test_a_decoder_without_a_named_last_layer_has_no_last_weight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from vqvae import sources
+from vqvae import sources, testing
 from vqvae.config import DataConfig
 from vqvae.sources import DataError
 
@@ -34,6 +34,13 @@ def folder(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
     return folder
+
+
+def test_a_folder_passes_the_checks_of_every_source(tmp_path):
+    for level in range(30):
+        Image.new("RGB", (32, 32), (8 * level,) * 3).save(tmp_path / f"{level}.png")
+    report = testing.report("data", "folder", {"data.path": str(tmp_path), "data.group_by": "file"})
+    assert not report.failed, str(report)
 
 
 def test_a_folder_is_searched_in_depth_but_not_for_what_is_hidden(folder):
