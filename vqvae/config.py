@@ -344,8 +344,8 @@ class ParametrizationConfig:
     base_width: int = 0
     """`model.width` of the model that was tuned, at which every kind is standard; 0 will do for standard alone."""
     base_depth: int = 0
-    """`model.depth` of it: what the blocks add to the trunk is multiplied by base_depth / depth; 0 is off. A
-    `decoder_depth` of its own is taken to grow with `depth`."""
+    """`model.depth` of it: what the blocks add to the trunk is multiplied by base_depth / depth (but for bimamba, which
+    needs no such factor); 0 is off. A `decoder_depth` of its own is taken to grow with `depth`."""
     base_gan_width: int = 0
     """`gan.width` beside it; 0 is that of the run: one discriminator for models of every size."""
 

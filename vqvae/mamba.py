@@ -3,7 +3,6 @@
 Axes: b images, n tokens in reading order, c channels.
 """
 
-import torch
 from torch import Tensor, nn
 
 from vqvae.config import ModelConfig
@@ -24,12 +23,14 @@ class BidirectionalMambaBlock(nn.Module):
     """Two Mamba2 with a SwiGLU each, one reading backwards, and their sum.
 
     As in the article's code, the streams share the norm in front of their Mamba2 alone, and each has its own
-    residuals: the trunk enters the sum twice.
+    residuals: the trunk enters the sum twice. So a block counts half as much as the one before it, and the first few
+    decide however many follow: what transfers over the depth is the model as it is, without a residual scale.
     """
+
+    residual_scale = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.residual_scale = 1.0
         self.mixer_norm = RMSNorm(config.width)
         self.forward_mixer = Mamba2(config.width, config.head_size, config.state_size)
         self.forward_mlp_norm = RMSNorm(config.width)
@@ -41,11 +42,11 @@ class BidirectionalMambaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) to (b, n, c)."""
         normed = self.mixer_norm(x)
-        ahead = torch.add(x, self.forward_mixer(normed), alpha=self.residual_scale)
-        ahead = torch.add(ahead, self.forward_mlp(self.forward_mlp_norm(ahead)), alpha=self.residual_scale)
+        ahead = x + self.forward_mixer(normed)
+        ahead = ahead + self.forward_mlp(self.forward_mlp_norm(ahead))
         # Only the mixer knows an order, so only its input and its output are turned.
-        behind = torch.add(x, self.backward_mixer(normed.flip(1)).flip(1), alpha=self.residual_scale)
-        behind = torch.add(behind, self.backward_mlp(self.backward_mlp_norm(behind)), alpha=self.residual_scale)
+        behind = x + self.backward_mixer(normed.flip(1)).flip(1)
+        behind = behind + self.backward_mlp(self.backward_mlp_norm(behind))
         mixed: Tensor = ahead + behind
         return mixed
 

@@ -167,20 +167,21 @@ def scale_residuals(blocks: Iterable[nn.Module], scale: float) -> None:
     """Multiplies what residual branches add to the trunk, all `depth` of them, by base depth / depth [5, alpha = 1].
 
     Args:
-        blocks: each with a float `residual_scale`, its own or of modules in it, by which its forward pass multiplies
-            its branches.
+        blocks: each with an attribute `residual_scale`, its own or of modules in it: a float by which its forward pass
+            multiplies its branches, or None where they are right at any depth.
         scale: the factor.
 
     Raises:
-        UnclassifiedError: a block without one.
+        UnclassifiedError: a block without one, or no blocks.
     """
     found = False
     for block in blocks:
-        inside = [module for module in block.modules() if isinstance(getattr(module, "residual_scale", None), float)]
+        inside = [module for module in block.modules() if hasattr(module, "residual_scale")]
         if not inside and not isinstance(block, Downsample | Upsample):
             raise _undeep(f"{type(block).__name__} has no residual_scale")
         for module in inside:
-            module.residual_scale *= scale  # type: ignore[operator, assignment] # plain: neither weight nor buffer
+            if isinstance(module.residual_scale, float):
+                module.residual_scale *= scale  # type: ignore[assignment] # plain: neither weight nor buffer
         found = True
     if not found:
         raise _undeep("the backbone has no blocks")
