@@ -186,21 +186,22 @@ def it_learns(subject: Subject) -> None:
 
 def the_last_layer_makes_the_pixels(subject: Subject) -> None:
     """`VQVAE.last_weight` is that of the layer whose output the images are, or a ConfigError says there is none."""
-    model = build_model(subject.config)
-    try:
-        weight = model.last_weight()
-    except ConfigError:
-        return
-    owners = [each for each in model.modules() if getattr(each, "weight", None) is weight]
-    made: list[Tensor] = []
-    for owner in owners:
-        owner.register_forward_hook(lambda _module, _inputs, output: made.append(output))
-    images = model(pictures(subject.config)).images
-    expect(
-        len(made) == 1 and torch.equal(made[0], images),
-        "the output of the decoder's layer `pixels` to be the images",
-        "something comes after it, or it is called more than once: a gan with adaptive weight looks at its weight",
-    )
+    for final_convolution in (False, True):
+        model = build_model(subject.changed(model__final_convolution=final_convolution))
+        try:
+            weight = model.last_weight()
+        except ConfigError:
+            continue
+        owners = [each for each in model.modules() if getattr(each, "weight", None) is weight]
+        made: list[Tensor] = []
+        for owner in owners:
+            owner.register_forward_hook(lambda _module, _inputs, output, made=made: made.append(output))
+        images = model(pictures(subject.config)).images
+        expect(
+            len(made) == 1 and torch.equal(made[0], images),
+            "the output of the decoder's layer `pixels` to be the images",
+            "something comes after it, or it is called more than once: a gan with adaptive weight looks at its weight",
+        )
 
 
 def every_token_reaches_every_other(subject: Subject) -> None:
