@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for type checkers, which do not see what is loaded on first
     from vqvae.model import build_model as build_model
     from vqvae.plugins import register as register
     from vqvae.presets import preset as preset
+    from vqvae.trainers import trainer as trainer
 
 _HOMES: dict[str, str] = {
     "TrainConfig": "config",
@@ -27,6 +28,7 @@ _HOMES: dict[str, str] = {
     "to_dict": "conversion",
     "build_model": "model",
     "load": "checkpoint",
+    "trainer": "trainers",
 }
 
 __all__ = sorted(_HOMES)

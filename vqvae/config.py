@@ -479,6 +479,8 @@ class TrainConfig:
     """auto (bfloat16 autocast on cuda, float32 on cpu), bfloat16 or float32."""
     compile: str = "auto"
     """Compile the blocks: auto (on cuda), always or never."""
+    options: Options = field(default_factory=Options)
+    """Settings that a trainer of one's own has for itself; ours has none."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", "at least 1", self.steps)

@@ -172,6 +172,19 @@ def register(
 def _require_options(what: str, kind: str, config: type) -> None:
     if kind not in WITH_OPTIONS:
         raise PluginError(f"{what}: a {kind} takes no config; expected one of a {', '.join(WITH_OPTIONS)}")
+    require_plain(what, config)
+
+
+def require_plain(what: str, config: type) -> None:
+    """Makes sure that a dataclass can hold options, see `register`.
+
+    Args:
+        what: whose options they are, for messages.
+        config: the dataclass.
+
+    Raises:
+        PluginError: it can't.
+    """
     frozen = dataclasses.is_dataclass(config) and isinstance(config, type) and config.__dataclass_params__.frozen  # type: ignore[attr-defined]
     if not frozen:
         raise PluginError(f"{what}: config must be a frozen dataclass, but got {config!r}")
@@ -272,13 +285,27 @@ def settled(kind: str, config: _Config) -> _Config:
         if given:
             raise ConfigError(f"{section}.options", f"must be empty, since {kind} {name} has none, but got {given!r}")
         return config
-    try:
-        made = from_dict(given, entered.config)
-    except ConfigError as error:
-        raise error.within("options").within(section) from None
-    except ValueError as error:
-        raise ConfigError(f"{section}.options", str(error)) from None
+    made = options_as(entered.config, given, f"{section}.options")
     return typing.cast("_Config", dataclasses.replace(typing.cast("Any", config), options=made))
+
+
+def options_as(kind: type, given: Mapping[str, Any], key: str) -> Any:
+    """Options as an instance of the dataclass that knows them.
+
+    Args:
+        kind: the dataclass.
+        given: the options.
+        key: where they stand in a config.
+
+    Raises:
+        ConfigError: an option that it does not have, or a value that it refuses.
+    """
+    try:
+        return from_dict(given, kind)
+    except ConfigError as error:
+        raise error.within(key) from None
+    except ValueError as error:
+        raise ConfigError(key, str(error)) from None
 
 
 def load(path: str | Path) -> Plugin:

@@ -22,7 +22,7 @@ from vqvae.batches import batch
 from vqvae.checkpoint import CheckpointError, TrainingState
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.data import Images, load
-from vqvae.learner import Learner, require_shares
+from vqvae.learner import Learner, OutOfMemory, require_shares
 from vqvae.meter import Meter
 from vqvae.metrics import Evaluation, evaluate, measures, spread
 from vqvae.model import count_parameters
@@ -31,6 +31,8 @@ from vqvae.pictures import sheet, to_images
 from vqvae.processes import ALONE, Processes
 from vqvae.rfid import Rfid
 from vqvae.speed import costs, forget_peak_memory, peak_memory_gib
+
+__all__ = ["Diverged", "OutOfMemory", "Progress", "check", "train"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,16 +58,21 @@ none of them: a run may go on with any."""
 class Diverged(VqvaeError):  # noqa: N818
     """A term of the loss, or a metric, became NaN or infinite.
 
-    Attributes:
-        step: optimizer steps done when it did.
+    Args:
         term: its name.
+        value: what it became.
+        step: optimizer steps done when it did.
+        config: of the run.
+        at: the settings that may be at fault, in words.
+
+    Attributes:
+        step: as given.
+        term: as given.
     """
 
-    def __init__(self, term: str, value: float, step: int, config: TrainConfig) -> None:
-        super().__init__(
-            f"{term} is {value} after step {step} of {config.steps}, at optimizer.lr {config.optimizer.lr:g}; "
-            f"expected a finite value"
-        )
+    def __init__(self, term: str, value: float, step: int, config: TrainConfig, at: str = "") -> None:
+        where = f"after step {step} of {config.steps}" + (f", at {at}" if at else "")
+        super().__init__(f"{term} is {value} {where}; expected a finite value")
         self.step = step
         self.term = term
 
@@ -152,10 +159,15 @@ def check(config: TrainConfig, processes: int = 1) -> None:
     """Refuses what can't be trained here, before a picture is read and memory is taken.
 
     Raises:
-        ConfigError: no such device, a model that can't be built, or a batch that so many processes can't share.
+        ConfigError: no such device, a model that can't be built, a batch that so many processes can't share, or
+            options, which are for other trainers.
         WeightsError: files of weights that the run reads are missing.
     """
     require_shares(config, processes)
+    if config.options:
+        raise ConfigError(
+            "options", f"must be empty, since vqsearch's own trainer has none, but got {config.options!r}"
+        )
     _device(config)
     sources.require(config.data)
     measures(config.evaluation)
@@ -329,7 +341,7 @@ class _Run:
 
     def _require_finite(self, term: str, value: float, step: int) -> None:
         if not math.isfinite(value):
-            raise Diverged(term, value, step, self.config)
+            raise Diverged(term, value, step, self.config, f"optimizer.lr {self.config.optimizer.lr:g}")
 
     def _training(self, means: dict[str, float]) -> dict[str, float]:
         rate = self.meter.steps_per_s() * self.config.batch_size
