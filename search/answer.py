@@ -27,6 +27,12 @@ def searched(findings: Findings) -> str:
     """What was searched, on what, for what, in one sentence."""
     space = findings.space
     names = [parameter.name for parameter in space.parameters]
+    if space.trainer:
+        return (
+            f"{printable(findings.study)} searched {count(len(names), 'setting')} of what {trainer(findings)} trains "
+            f"({listed(names)}) for the {WINS[space.objective.direction]} {printable(units.label(findings.metric))}, "
+            f"in up to {count(space.budget.trials, 'trial')} of {count(space.budget.steps, 'step')}."
+        )
     return (
         f"{printable(findings.study)} searched {count(len(names), 'setting')} of an image tokenizer "
         f"({listed(names)}) for the {WINS[space.objective.direction]} {units.label(findings.metric)} on held-out "
@@ -35,8 +41,16 @@ def searched(findings: Findings) -> str:
     )
 
 
+def trainer(findings: Findings) -> str:
+    """The trainer that stands in the place of ours: ``my_train.py:train``."""
+    assert findings.space.trainer is not None, "asked of a study that has one"
+    return printable(PurePosixPath(findings.space.trainer).name)
+
+
 def data(findings: Findings) -> str:
     """The pictures: where from, how large, how many in each split."""
+    if findings.space.trainer:
+        return f"what {trainer(findings)} reads{_sizes(findings)}"
     config = findings.space.base.data
     where = {
         "photographs": "crops of the photographs that scikit-image and scikit-learn bring along",
@@ -44,9 +58,12 @@ def data(findings: Findings) -> str:
         "huggingface": f"the Hugging Face data set {_short(config.path)} ({config.subset})",
         "webdataset": f"the WebDataset {PurePosixPath(config.path).name}",
     }[config.source]
+    return printable(f"{where} at {config.resolution} x {config.resolution} px{_sizes(findings)}")
+
+
+def _sizes(findings: Findings) -> str:
     sizes = [f"{size:,} {SPLITS.get(name, name)}" for name, size in findings.sizes.items() if size]
-    split = f": {listed(sizes)} images" if sizes else ""
-    return printable(f"{where} at {config.resolution} x {config.resolution} px{split}")
+    return printable(f": {listed(sizes)} images") if sizes else ""
 
 
 def won(findings: Findings) -> list[str]:
@@ -71,9 +88,10 @@ def won(findings: Findings) -> list[str]:
     if judged:
         lines.append(f"In the search every trial was {once} there.")
     else:
-        chosen = "The values are of the validation images by which trials were chosen: the winner's is optimistic."
+        of = "those" if findings.space.trainer else "of the validation images"
+        chosen = f"The values are {of} by which trials were chosen: the winner's is optimistic."
         lines.append(f"Every trial was {once}. {chosen}")
-    if findings.space.base.data.source == "photographs":
+    if findings.space.base.data.source == "photographs" and not findings.space.trainer:
         lines.append(PLUMBING)
     return lines
 
@@ -99,7 +117,7 @@ def cost(findings: Findings) -> list[str]:
         both = f" ({hours(spent.search_hours)} the search and {hours(spent.finalist_hours)} the finalists)"
         who = f"Search and finalists{both}" if spent.finalist_hours else "They"
         line = f"{who} trained for {hours(spent.trial_hours)} in all{gpu}{f', on {on}' if on else ''}"
-        lines.append(f"{line}, and saw {spent.images:,} training images.")
+        lines.append(f"{line}, and saw {spent.images:,} training images." if spent.images else f"{line}.")
     if spent.driver_hours:
         lines.append(f"By the clock its drivers ran for {hours(spent.driver_hours)}.")
     stopped = [trial for trial in findings.own if trial.cause == AT_A_RUNG]
@@ -168,10 +186,9 @@ def commands(findings: Findings) -> list[tuple[str, str]]:
     ]
     if findings.best is not None:
         number = findings.best.number
-        lines += [
-            ("Take the winner away", f"vqsearch export {of} --trial {number} --to {study}-{number}"),
-            ("Train its setting from scratch", f"vqsearch train {of} --trial {number} --to runs/{study}-{number}"),
-        ]
+        lines.append(("Take the winner away", f"vqsearch export {of} --trial {number} --to {study}-{number}"))
+        again = ("Train its setting from scratch", f"vqsearch train {of} --trial {number} --to runs/{study}-{number}")
+        lines += [] if findings.space.trainer else [again]
     return [*lines, ("Watch the study", f"vqsearch dashboard --storage {shlex.quote(findings.storage)}")]
 
 

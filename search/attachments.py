@@ -164,13 +164,16 @@ def study_note(study: optuna.Study, space: Space) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in records.versions(study)[-1].items() if k != "from_trial")
     source = f"{data.source} {data.path}" if data.path else data.source
     images = ", ".join(f"{count:,} {split}" for split, count in records.sizes(study).items())
+    seen = f": {images} images" if images else ""
+    held_out = "" if space.trainer else " on held-out images"
     rungs = ", ".join(f"{rung:,}" for rung in space.rungs)
     facts = [
-        ("objective", f"{units.label(metric)} ({metric}) on held-out images, {_better(space)}"),
+        ("objective", f"{units.label(metric)} ({metric}){held_out}, {_better(space)}"),
         ("budget", f"{budget.trials:,} trials of {budget.steps:,} steps{hours}"),
         ("sampler", space.sampler.kind),
         ("pruner", f"{space.pruner.kind}, after {rungs} steps" if rungs else space.pruner.kind),
-        ("data", f"{source}, {data.resolution} px" + (f": {images} images" if images else "")),
+        ("trainer", space.trainer or ""),
+        ("data", images and f"{images} images" if space.trainer else f"{source}, {data.resolution} px{seen}"),
         ("limits", "; ".join(_limits(space, name) for name in space.constraints)),
         ("output", redact(records.output(study))),
         ("versions", versions),

@@ -227,7 +227,10 @@ def init(folder: str, no_cost: bool) -> None:
 def _cost(searches: Mapping[str, Space], as_json: bool) -> dict[str, Any]:
     """Probe what some searches take, those of the arms of a comparison together, and print it."""
     from search import cost as costing
+    from search import trainer
 
+    for each in searches.values():
+        trainer.require_ours(each, "--cost times")
     costs = {arm: costing.cost_of(each, lambda line: say(line, err=True)) for arm, each in searches.items()}
     if not as_json:
         terminal().print(costing.table(costs))

@@ -61,7 +61,7 @@ def of_file(document: yaml12.Document, folder: Path, given: Sequence[str] = ()) 
     if not isinstance(entries, list):
         raise document.error(("plugins",), f"must be a list of Python files, but got {entries!r}")
     start = Path.cwd() if ("plugins",) in document.flags else folder
-    found = [_entry(entry, document, ("plugins", index), start) for index, entry in enumerate(entries)]
+    found = [entry(each, document, ("plugins", index), start) for index, each in enumerate(entries)]
     found += name_all(given)
     return [record(plugin) for plugin in {plugin.sha256: plugin for plugin in reversed(found)}.values()][::-1]
 
@@ -71,7 +71,19 @@ def record(plugin: Plugin) -> dict[str, str]:
     return {"path": plugin.path, "sha256": plugin.sha256}
 
 
-def _entry(entry: Any, document: yaml12.Document, place: yaml12.Path, folder: Path) -> Plugin:
+def entry(entry: Any, document: yaml12.Document, place: yaml12.Path, folder: Path) -> Plugin:
+    """Run one file that a space file names.
+
+    Args:
+        entry: its path, or what a study keeps of it, whose hash must hold then.
+        document: of the space file.
+        place: where it stands there.
+        folder: where a relative path starts.
+
+    Raises:
+        SpaceError: an entry of another kind, a file that can't be read, or one with another hash.
+        PluginError: it raises.
+    """
     pinned = isinstance(entry, dict) and set(entry) == {"path", "sha256"}
     path = entry["path"] if pinned else entry
     if not isinstance(path, str) or not path:

@@ -122,6 +122,10 @@ def load(
     values: dict[str, Any] = document.value
     if "comparison" not in values:
         raise document.error(("comparison",), f"this key is missing; one search alone: vqsearch launch {path}")
+    if values.get("trainer") is not None:
+        raise document.error(
+            ("trainer",), "arms are compared by what is known of vqsearch's own models, so that it must be left out"
+        )
     if "study" in values:
         raise document.error(("study",), "a comparison names its studies itself, COMPARISON-ARM")
     name = _name(values["comparison"], ("comparison",), document)

@@ -80,7 +80,7 @@ class _Ladder:
 
     def __init__(self, searched: Space) -> None:
         self.space = searched
-        self.measured = driver.measure()
+        self.measured = driver.measure(searched)
         names = {p.name for p in searched.parameters if _matters(p)}
         names |= {parent for p in searched.parameters if p.name in names for parent, _ in p.when}
         self.fields = {p.name: _values(p) for p in searched.parameters if p.name in names}

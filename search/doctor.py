@@ -78,7 +78,7 @@ def _places(loaded: Sequence[Space], url: Callable[[Space | None], str], root: s
         return places.output_root(place, sum(map(places.checkpoints, loaded)))
 
     yield from guarded("weights", lambda: places.weights(loaded))
-    if first is not None:
+    if first is not None and not (first.trainer and "data" not in first.source["train"]):
         yield from guarded("images", lambda: places.images(first.base.data))
     yield from guarded("output", output_root)
     yield from guarded("temporary", places.temporary)
@@ -116,6 +116,8 @@ def _scans(loaded: Sequence[Space]) -> bool:
     """Whether any trial has a backbone with a scan; so it is where no space says that."""
     used: set[Any] = set()
     for each in loaded:
+        if each.trainer:
+            continue
         searched = [p.labels for p in each.parameters if p.name == "model.backbone"]
         used.update(searched[0] if searched else (each.base.model.backbone,))
     return not loaded or bool(used & SCANNING)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from search import cluster, code, curves
+from search import cluster, code, curves, trainer
 from search.errors import VqsearchError
 from search.progress import View
+from search.space import Space
 from search.steering import Steering
 from search.study import OpenStudy
 from vqvae.config import TrainConfig
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
     from search.interleaving import Interleaved
 
 
-def measure() -> Callable[[TrainConfig], Mapping[str, float]]:
-    """What can be known of a config before any training: parameters, bits per image, tokens."""
+def measure(space: Space) -> Callable[[TrainConfig], Mapping[str, float]]:
+    """What can be known of a config before any training: parameters, bits per image, tokens.
+
+    Of a trainer of one's own, whose file has run here, it is what that says.
+    """
     from vqvae.model import bits_per_image, count_parameters
+
+    if space.trainer:
+        known = trainer.of(space.plugins, space.trainer)
+        assert known is not None, "a driver has run the code of its studies"
+        return functools.lru_cache(maxsize=4096)(known.quantities)
 
     @functools.lru_cache(maxsize=4096)
     def of(config: TrainConfig) -> Mapping[str, float]:
@@ -57,7 +66,6 @@ def drive(studies: Sequence[OpenStudy], capacity: Callable[[], int], view: View)
         opened.study.pruner = pruning.build(opened.space)
     control = cluster.control()
     steering = Steering(studies, control)
-    measured = measure()
     try:
         with contextlib.ExitStack() as held:
             held.enter_context(view.watching(studies))
@@ -70,7 +78,7 @@ def drive(studies: Sequence[OpenStudy], capacity: Callable[[], int], view: View)
                 steering()
 
             while True:
-                asked = _interleaved(studies, capacity, measured, control.name, steer)
+                asked = _interleaved(studies, capacity, control.name, steer)
                 _fit(studies, asked)
                 # A pause ends Ray's run, so that its workers give their GPUs back; the driver and its leases stay.
                 if any(opened.failure for opened in studies) or not asked.paused or not steering.wait():
@@ -86,7 +94,6 @@ def drive(studies: Sequence[OpenStudy], capacity: Callable[[], int], view: View)
 def _interleaved(
     studies: Sequence[OpenStudy],
     capacity: Callable[[], int],
-    measured: Callable[[TrainConfig], Mapping[str, float]],
     control: str,
     steer: Callable[[], None],
 ) -> Interleaved:
@@ -95,7 +102,10 @@ def _interleaved(
     def left_for(opened: OpenStudy) -> int:
         return capacity() - sum(len(other.flights) for other in studies if other is not opened)
 
-    arms = [searcher.StudySearcher(each, functools.partial(left_for, each), measured, control) for each in studies]
+    arms = [
+        searcher.StudySearcher(each, functools.partial(left_for, each), measure(each.space), control)
+        for each in studies
+    ]
     return interleaving.Interleaved(arms, capacity, steer)
 
 

@@ -20,7 +20,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from search import code, parameters, records
+from search import code, parameters, records, trainer
 from search.catalog import load, studies
 from search.errors import StudyError
 from search.parameters import UNSEARCHABLE
@@ -112,6 +112,7 @@ def _require_same_meaning(name: str, old: Space, wanted: Space) -> None:
         get = operator.attrgetter(key)
         pairs["budget.steps" if key == "steps" else f"train.{key}"] = (get(old.base), get(wanted.base))
     differing = [f"{key} was {before!r}, is {now!r}" for key, (before, now) in sorted(pairs.items()) if before != now]
+    differing += trainer.difference(old, wanted)
     if differing:
         raise StudyError(
             f"{wanted.study}: values of {name} would not mean the same: {'; '.join(differing)}; expected the same, or "

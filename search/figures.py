@@ -266,6 +266,8 @@ def reconstructions(sheets: Sequence[tuple[str, bytes]], resolution: int) -> Fig
     rows: list[tuple[str, NDArray[np.uint8]]] = []
     for name, png_ in sheets:
         pixels = np.asarray(Image.open(io.BytesIO(png_)).convert("RGB"))
+        if pixels.shape[0] < 2 * resolution or pixels.shape[1] < resolution:
+            continue  # a trainer of one's own may draw something else
         width = min(pixels.shape[1], COLUMNS * resolution)
         originals, made = pixels[:resolution, :width], pixels[resolution : 2 * resolution, :width]
         rows += [] if rows else [("original", originals)]

@@ -92,7 +92,7 @@ class Compute:
         gpu_hours: the same times the GPUs of a trial.
         driver_hours: wall hours of all drivers; 0 where none has ended yet.
         saved_hours: what stopped trials would have trained on to their last step, each at its own speed.
-        images: training images seen, over all trials.
+        images: training images seen, over all trials; 0 where a trainer of one's own has its own batches.
         devices: model of GPU or CPU -> trials on it.
     """
 
@@ -278,7 +278,9 @@ def differences(findings: Sequence[Findings]) -> dict[str, list[Any]]:
         "rungs", "device", "compile", "checkpoint_every", "micro_batch", "data.cache", "loss.lpips_trunk",
         "evaluation.lpips_trunk",
     }  # fmt: skip
-    found = {}
+    found: dict[str, list[Any]] = {}
+    if len({each.space.trainer for each in findings}) > 1:
+        found["trainer"] = [each.space.trainer for each in findings]
     for key in conversion.fields():
         values = []
         for each in findings:
@@ -384,7 +386,7 @@ def _metrics(trial: FrozenTrial, space: Space) -> dict[str, float]:
         for name, value in trial.user_attrs.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and is_metric(name)
     }
-    if trial.params:
+    if trial.params and space.trainer is None:
         try:
             config = space.config(trial.params)
             return found | {"tokens": float(config.tokens), "bits_per_image": bits_per_image(config)}
@@ -425,7 +427,7 @@ def _compute(trials: Sequence[Trial], space: Space, driver_hours: float) -> Comp
         gpu_hours=spent * space.resources.gpus,
         driver_hours=driver_hours,
         saved_hours=saved,
-        images=sum(trial.step for trial in own) * space.base.batch_size,
+        images=0 if space.trainer else sum(trial.step for trial in own) * space.base.batch_size,
         devices=Counter(trial.device or "unknown" for trial in own if trial.step),
     )
 

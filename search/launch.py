@@ -38,7 +38,7 @@ from search.progress import View
 from search.schema import CodeFile
 from search.space import Space
 from search.study import OpenStudy
-from vqvae.config import ConfigError, TrainConfig
+from vqvae.config import COSTS, ConfigError, TrainConfig
 
 DECODING_EVERY_S = 10.0
 """Wall seconds between two lines about pictures being decoded."""
@@ -95,7 +95,7 @@ def launch(
     copies: tuple[FrozenTrial, ...] = ()
     if extend is not None:
         _refuse_the_name_of_a_comparison(store, space)
-        taken = extension.extend(store, space, extend, driver.measure(), accept_code)
+        taken = extension.extend(store, space, extend, driver.measure(space), accept_code)
         copies = taken.copies
         view.message(taken.line)
     planned = plan(store, space, absolute, view, copies=copies, accept_code=accept_code)
@@ -316,12 +316,14 @@ def check_trainable(space: Space) -> None:
         metrics.measures(space.base.evaluation)
     except ConfigError as unknown:
         raise space.document.error(("train", *unknown.key.split(".")), unknown.problem) from None
-    first = _first(space)
+    first, measured = _first(space), driver.measure(space)
     choices = {p.name: p.labels for p in space.parameters if p.kind == "choice" and not p.when}
-    fault = functools.partial(_fault, space, driver.measure())
+    fault = functools.partial(_fault, space, measured)
     error = fault(first)
     if error is not None and error.key not in first:
         raise space.document.error(("train", *error.key.split(".")), error.problem)
+    if space.trainer and error is None:
+        _require_costs(space, measured(space.config(first)))
     for name, labels in choices.items():
         for label in labels:
             alone = first | {name: label}
@@ -335,13 +337,24 @@ def check_trainable(space: Space) -> None:
             raise space.document.error(("baselines", index), f"can't be built: {error}")
 
 
+def _require_costs(space: Space, told: Mapping[str, float]) -> None:
+    """Refuse limits of what a trainer of one's own neither says before training nor may measure."""
+    known = [*told, *(name for name in COSTS if name != "parameters")]
+    for name in space.constraints:
+        if not name.startswith("val/") and name not in known:
+            raise space.document.error(
+                ("constraints", name),
+                f"{space.trainer} does not say it before training; known are its metrics and {', '.join(known)}",
+            )
+
+
 def check_settings(space: Space, labels: Mapping[str, Any], where: str) -> None:
     """Build the model that some settings of a space make, with any other ones.
 
     Raises:
         SpaceError: it can't be built.
     """
-    error = _fault(space, driver.measure(), _first(space) | dict(labels))
+    error = _fault(space, driver.measure(space), _first(space) | dict(labels))
     if error is not None:
         raise SpaceError(where, "", f"can't be built: {error}")
 
@@ -369,6 +382,8 @@ def check_weights(space: Space) -> None:
     from vqvae import weights
     from vqvae.perceptual import LPIPS
 
+    if space.trainer:
+        return
     weights.require(space.base)
     if space.base.evaluation.lpips:
         LPIPS("alex", space.base.evaluation.lpips_trunk)
@@ -384,6 +399,8 @@ def prepare_data(space: Space, view: View) -> None:
     """
     from vqvae import data
 
+    if space.trainer and "data" not in space.source["train"]:
+        return  # who says nothing of images may have none
     told = time.monotonic()
 
     def tell(how_far: data.Decoding) -> None:

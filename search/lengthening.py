@@ -75,6 +75,11 @@ def _added(stored: Space, steps: int) -> list[int]:
 
 def _require_blind(stored: Space, where: str) -> None:
     """No trial may know its last step before it comes; the trainer refuses the same when it resumes."""
+    if stored.trainer:
+        raise StudyError(
+            f"{where}: whether the schedules of {stored.trainer} run over all steps is not known here, so that nothing "
+            "measured so far may mean the same; expected vqsearch's own trainer"
+        )
     if "cosine" in _possible(stored, "optimizer.schedule"):
         raise StudyError(
             f"{where}: under the cosine schedule each learning rate depends on the last step, so that nothing measured "

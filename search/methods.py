@@ -50,7 +50,7 @@ def paragraphs(findings: Findings) -> list[tuple[str, str]]:
         "Suggestions": _sampler(findings),
         "Early stopping": _pruner(findings),
         "Budget and compute": _budget(findings),
-        "Images": _images(findings),
+        "Data" if findings.space.trainer else "Images": _images(findings),
         "Evaluation": _evaluation(findings),
         "Seeds": _seeds(findings),
         "Finalists": _finalists(findings),
@@ -106,8 +106,9 @@ def references(texts: Sequence[str]) -> list[str]:
 def _space(findings: Findings) -> list[str]:
     space = findings.space
     ranges = "; ".join(f"{parameter.name} {_range(parameter)}" for parameter in space.parameters)
+    what = f"what the trainer {answer.trainer(findings)} trains" if space.trainer else "a VQVAE"
     lines = [
-        f"We searched {count(len(space.parameters), 'hyperparameter')} of a VQVAE: {ranges}.",
+        f"We searched {count(len(space.parameters), 'hyperparameter')} of {what}: {ranges}.",
         "All other settings were the same in all trials; the space file holds them.",
     ]
     for name, limits in space.constraints.items():
@@ -177,22 +178,27 @@ def _pruner(findings: Findings) -> list[str]:
             f"{at} was stopped if its best value so far was worse than the median of the complete trials' values "
             "there, once five trials were complete (Golovin et al. 2017; Optuna's MedianPruner)."
         )
+    if space.trainer:
+        return [rule]
     return [rule, "Schedules of learning rates ran over the whole length of a trial, never over that of a rung."]
 
 
 def _budget(findings: Findings) -> list[str]:
     space, batch = findings.space, findings.space.base.batch_size
     hours = f", or {space.budget.hours:g} h by the clock" if space.budget.hours is not None else ""
+    length = count(space.budget.steps, "step" if space.trainer else "optimizer step")
+    seen = f" in batches of {count(batch, 'image')}: {space.budget.steps * batch:,} images"
     return [
         f"The budget was {count(space.budget.trials, 'trial')}{hours}. A trial that was not stopped trained for "
-        f"{count(space.budget.steps, 'optimizer step')} in batches of {count(batch, 'image')}: "
-        f"{space.budget.steps * batch:,} images.",
+        f"{length}{'' if space.trainer else seen}.",
         *answer.cost(findings),
     ]
 
 
 def _images(findings: Findings) -> list[str]:
     config = findings.space.base.data
+    if findings.space.trainer:
+        return [f"Trials trained and were measured on {answer.data(findings)}."]
     grouped = {
         "near-duplicates": "Near-duplicates (pictures whose difference hashes differ in at most "
         f"{duplicates.DISTANCE} of 256 bits, also by way of others) stayed together: their groups",
@@ -259,8 +265,11 @@ def _evaluation(findings: Findings) -> list[str]:
     at = "at each rung and at the last step" if findings.space.rungs else "at the last step"
     known = {name for trial in findings.trials for name in trial.metrics}
     wins = answer.WINS[findings.space.objective.direction]
+    objective = f"The objective was the {wins} {units.label(findings.metric)} at the last step."
+    if findings.space.trainer:
+        return [objective, f"Trials were measured {at}, by {answer.trainer(findings)} itself."]
     return [
-        f"The objective was the {wins} {units.label(findings.metric)} at the last step.",
+        objective,
         f"Models were measured {at}, on {'' if held_out else 'at most '}{images:,} validation images, the same for all "
         f"trials, with {weights}, in float32.",
         *(sentence for name, sentence in _definitions(base).items() if name in known),
@@ -293,11 +302,13 @@ def _definitions(base: TrainConfig) -> dict[str, str]:
 def _seeds(findings: Findings) -> list[str]:
     seed = findings.space.seed
     first = "In the search each" if findings.verdict else "Each"
+    ours = findings.space.trainer is None
+    of = " for the weights, the order of the images and their augmentation" if ours else ""
+    chosen = "the same validation images" if ours else "that value itself"
     return [
-        f"{first} setting was trained once, with seed {seed} for the weights, the order of the images and their "
-        f"augmentation in all trials; the sampler's seed was {seed} too.",
+        f"{first} setting was trained once, with seed {seed}{of} in all trials; the sampler's seed was {seed} too.",
         "So differences between trials include those between seeds, which the search did not measure, and the value of "
-        "the chosen trial is biased towards the better, since the same validation images chose it.",
+        f"the chosen trial is biased towards the better, since {chosen} chose it.",
     ]
 
 
@@ -309,11 +320,11 @@ def _finalists(findings: Findings) -> list[str]:
     used = sorted({seed for each in judged.contenders for seed in each.seeds})
     images = f" and {judged.images:,} images" if judged.images else ""
     times = count(len(judged.openings), "time")
+    counted = "" if findings.space.trainer else " No further images were encoded there to count codes."
     return [
         f"When the search was over, {count(len(judged.contenders), 'setting')} trained again from scratch at the full "
         f"budget, never stopped early, each with the seeds {listed([str(seed) for seed in used])}, which the search "
-        f"had not used, and were measured on the test split, which was opened {times}. No further images were encoded "
-        "there to count codes.",
+        f"had not used, and were measured on the test split, which was opened {times}.{counted}",
         f"Intervals are of {CONFIDENCE:.0%}: the standard error is of a bootstrap of {REPLICATES:,} replicates that "
         f"resamples seeds{images} independently (Owen 2007), the quantile that of Student's t with the degrees of "
         "freedom of Satterthwaite 1946, since percentiles are too narrow with few seeds (Hesterberg 2015); none is "

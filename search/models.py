@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
-from search import fitting, output, progress, ranks, records, standing, yaml12
+from search import fitting, output, progress, ranks, records, standing, trainer, yaml12
 from search.catalog import trial_of
 from search.errors import OutputError, StudyError, UserError, VqsearchError, writing
 from search.space import Space
 from vqvae import conversion
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.presets import preset
+from vqvae.trainers import RECORD
 
 if TYPE_CHECKING:
     from vqvae.data import Decoding
@@ -32,7 +33,9 @@ def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
 
     Raises:
         StudyError: no such trial, or one that has no parameters yet.
+        UserError: the study's trainer is not ours.
     """
+    trainer.require_ours(space, "vqsearch train trains")
     trial = trial_of(study, number)
     if not trial.params:
         raise StudyError(f"{study.study_name}: trial {number} is waiting and has no parameters yet")
@@ -234,12 +237,16 @@ def _export(study: optuna.Study, number: int, target: Path) -> str:
             f"train it again: vqsearch train --study {name} --trial {number} --to DIR"
         )
     with output.fetched(root, record.folder) as folder:
-        state = checkpoint.read(folder)
-        metrics = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
-        checkpoint.save_model(checkpoint.load(folder), state.config, target, metrics)
-        with writing(target):
-            for picture in folder.glob("*.png"):
-                shutil.copy(picture, target / picture.name)
+        if (folder / RECORD).is_file():  # only its trainer knows what a model is
+            with writing(target):
+                shutil.copytree(folder, target, dirs_exist_ok=True)
+        else:
+            state = checkpoint.read(folder)
+            metrics = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
+            checkpoint.save_model(checkpoint.load(folder), state.config, target, metrics)
+            with writing(target):
+                for picture in folder.glob("*.png"):
+                    shutil.copy(picture, target / picture.name)
     partly = "" if trial.state == TrialState.COMPLETE else f", which is {trial.state.name}, as it was"
     return f"trial {number}{partly} at step {record.step} -> {target}"
 
@@ -276,6 +283,7 @@ def tokenize(
 
     from vqvae import checkpoint, tokens
 
+    trainer.require_our_model(model, "vqsearch tokenize encodes by")
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
         raise UserError("--device: must be cpu or auto, since torch finds no CUDA device, but got 'cuda'")

@@ -90,20 +90,17 @@ def headline(of: Findings) -> list[tuple[str, str, str]]:
 
 def facts(of: Findings) -> list[tuple[str, str]]:
     """What was searched, on what, how, with what: term and text."""
-    space, config = of.space, of.space.base
-    budget, resources, patch = space.budget, space.resources, config.model.patch
-    side = config.data.resolution // patch
+    space, budget, resources = of.space, of.space.budget, of.space.resources
     hours = f", {budget.hours:g} wall hours" if budget.hours else ""
+    held_out = "" if space.trainer else " on held-out images"
+    batches = "" if space.trainer else f" of {space.base.batch_size} images"
     found = [
-        (
-            "Objective",
-            f"{units.label(of.metric)} on held-out images, the {answer.WINS[space.objective.direction]} wins",
-        ),
+        ("Objective", f"{units.label(of.metric)}{held_out}, the {answer.WINS[space.objective.direction]} wins"),
+        ("Trainer", space.trainer or ""),
         ("Data", answer.data(of)),
-        ("Tokens", f"{config.tokens:,} an image ({side} x {side}, patches of {patch} px)"),
-        ("Bits before coding", _bits(of)),
+        *([] if space.trainer else _of_ours(of)),
         ("Limits", _limits(of)),
-        ("Budget", f"{budget.trials:,} trials of {budget.steps:,} steps of {config.batch_size} images{hours}"),
+        ("Budget", f"{budget.trials:,} trials of {budget.steps:,} steps{batches}{hours}"),
         ("Sampler", f"{space.sampler.kind} (Optuna), seed {space.seed}"),
         ("Pruner", _pruner(of)),
         ("Resources of a trial", f"{resources.gpus:g} GPU, {resources.cpus:g} CPU"),
@@ -115,6 +112,16 @@ def facts(of: Findings) -> list[tuple[str, str]]:
         found.append((f"Versions{since}", ", ".join(words)))
     found += [("Storage", of.storage), ("Pictures and checkpoints", of.root)]
     return [(term, text) for term, text in found if text]
+
+
+def _of_ours(of: Findings) -> list[tuple[str, str]]:
+    """What is known of our models without training them."""
+    config, patch = of.space.base, of.space.base.model.patch
+    side = config.data.resolution // patch
+    return [
+        ("Tokens", f"{config.tokens:,} an image ({side} x {side}, patches of {patch} px)"),
+        ("Bits before coding", _bits(of)),
+    ]
 
 
 def versions(of: Findings) -> str:

@@ -98,10 +98,10 @@ def table_tex(found: Sequence[Findings]) -> str:
     breaks = [row for row in range(1, len(chosen)) if chosen[row][0] is not chosen[row - 1][0]]
     studies = answer.listed([each.study for each in found])
     steps = answer.listed(list(dict.fromkeys(f"{each.space.budget.steps:,}" for each in found)))
+    on = "" if first.space.trainer else "measured on the validation images, "
     caption = (
         f"The best complete trials of {studies} by {units.label(first.metric)}, and the baselines, after {steps} "
-        f"optimizer steps on {answer.data(first)}; measured on the validation images, each trained once. Bold: best of "
-        "a column."
+        f"optimizer steps on {answer.data(first)}; {on}each trained once. Bold: best of a column."
     )
     return _table(blocks, breaks, caption, first.study)
 

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from vqvae import conversion, plugins
+from vqvae import conversion, plugins, trainers
 from vqvae.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ UNSEARCHABLE = (
         "checkpoint_every": "it changes nothing that is measured",
         "micro_batch": "it changes nothing that is measured",
         "loss.lpips_trunk": "it is the place of a file; set it under train",
+        "options": "search one of them, as options.NAME",
         "loss.terms": "search one of them, as loss.terms.NAME",
         "model.options": "search one of them, as model.options.NAME",
         "quantizer.options": "search one of them, as quantizer.options.NAME",
@@ -67,6 +68,22 @@ UNSEARCHABLE = (
 
 OPTIONS = {"model.options": "backbone", "quantizer.options": "quantizer"}
 """Fields with the options of plug-ins -> kind of the plug-in."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outside:
+    """Who trains in the place of ours.
+
+    Attributes:
+        trainer: its name; None is ours.
+        known: what its file says of it, where that has run.
+    """
+
+    trainer: str | None = None
+    known: trainers.Trainer | None = None
+
+
+OURS = Outside()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,13 +136,16 @@ class Parameter:
         return bool(abs(steps - round(steps)) < 1e-8)  # as Optuna holds a value to be on the grid
 
 
-def parse(search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> tuple[Parameter, ...]:
+def parse(
+    search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document, outside: Outside = OURS
+) -> tuple[Parameter, ...]:
     """Read the section `search` of a space file.
 
     Args:
         search: dotted field -> mapping with float, int or choice.
         base: the config whose fields are searched.
         document: the file, for the place of an error.
+        outside: who trains.
 
     Returns:
         Parents of conditions before their children, otherwise as in the file.
@@ -144,6 +164,8 @@ def parse(search: Mapping[str, Any], base: TrainConfig, document: yaml12.Documen
             known[name] = float
         elif holder in OPTIONS:
             known[name] = _option(holder, option, search, base, document)
+        elif holder == "options":
+            known[name] = _option_of_trainer(option, outside, document)
         if name not in known:
             raise document.error(path, conversion.unknown(name, known))
         if name in UNSEARCHABLE:
@@ -151,6 +173,8 @@ def parse(search: Mapping[str, Any], base: TrainConfig, document: yaml12.Documen
         found[name] = _parameter(name, value, known[name], document)
         if holder in (*OPTIONS, "loss.terms"):
             _try_options(found[name], search, base, document)
+        elif holder == "options":
+            _try_trainer(found[name], base, outside.known, document)
         else:
             _try_values(found[name], base, document)
     return _in_order(found, document)
@@ -297,6 +321,35 @@ def _option(holder: str, option: str, search: Mapping[str, Any], base: TrainConf
         return Any
     problem = conversion.unknown(option, known) if known else f"no {kind} of this search has options"
     raise document.error(("search", f"{holder}.{option}"), problem)
+
+
+def _option_of_trainer(option: str, outside: Outside, document: yaml12.Document) -> Any:
+    """As `_option`, of the trainer itself."""
+    known = trainers.options(outside.known)
+    if option in known:
+        return known[option]
+    if outside.trainer and not outside.known:
+        return Any
+    if not outside.trainer:
+        problem = "vqsearch's own trainer has no options; the key trainer names one that has"
+    else:
+        problem = conversion.unknown(option, known) if known else f"{outside.trainer} has no options"
+    raise document.error(("search", f"options.{option}"), problem)
+
+
+def _try_trainer(
+    parameter: Parameter, base: TrainConfig, trainer: trainers.Trainer | None, document: yaml12.Document
+) -> None:
+    """As `_try_values`, where the trainer is known."""
+    if trainer is None:
+        return
+    for value in _extremes(parameter):
+        try:
+            trainer.settled(conversion.replace(base, {parameter.name: value}))
+        except ConfigError as error:
+            if error.key == parameter.name:
+                option = parameter.name.partition(".")[2]
+                raise document.error(("search", parameter.name), f"{option} {error.problem}") from None
 
 
 def _try_options(parameter: Parameter, search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> None:

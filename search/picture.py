@@ -110,7 +110,7 @@ def of_running(rows: Sequence[Row], limit: int | None, options: ConsoleOptions) 
         Column(_heading(metric), [_value(each) for each in shown], rank=2),
         Column("images/s", [_rate(each) for each in trials], rank=3),
     ]
-    if any(each.arm != each.trial.backbone for each in shown):
+    if any(each.trial.backbone not in ("", each.arm) for each in shown):
         columns.insert(1, Column("backbone", [each.backbone for each in trials], rank=5, left=True))
     if any(each.arm for each in shown):
         columns.insert(0, Column("arm", [each.arm for each in shown], rank=0, left=True))

@@ -103,11 +103,11 @@ def checkpoints(space: Space) -> float:
     from search import driver
     from vqvae.config import ConfigError
 
-    measured, sizes = driver.measure(), [0.0]
+    measured, sizes = driver.measure(space), [0.0]
     for end in (0, -1):
         labels = {p.name: p.labels[end] if p.kind == "choice" else (p.low, p.high)[end] for p in space.parameters}
         with contextlib.suppress(ConfigError):
-            sizes.append(measured(space.config(labels))["parameters"])
+            sizes.append(measured(space.config(labels)).get("parameters", 0.0))
     judged = 0 if space.finalists is None else space.finalists.top * space.finalists.seeds
     return CHECKPOINT * max(sizes) * (space.keep.best + judged + (space.parallel or 1))
 

@@ -197,6 +197,12 @@ def _judged(
     """A finalist is measured at its last step alone, and no rung or limit stops it."""
     if step != opened.space.budget.steps:
         return None
+    tested = f"test/{opened.space.objective.metric.removeprefix('val/')}"
+    if tested not in metrics:
+        raise SearchError(
+            f"trial {flight.trial.number}: the trainer did not measure {tested}, by which finalists are judged, at "
+            f"step {step}"
+        )
     if step not in known.intermediate_values:
         flight.trial.report(metrics[opened.space.objective.metric], step)
     return Outcome(state=TrialState.COMPLETE)

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
-from search import progress, units
+from search import progress, trainer, units
 from search.errors import UserError, writing
 from search.text import one_line
 from vqvae import checkpoint, metrics, pictures, sources
@@ -107,6 +107,7 @@ def reconstruct(
             file of these weights.
         OutputError: `target` can't be written.
     """
+    trainer.require_our_model(model, "vqsearch reconstruct shows")
     places = _places(images, target)
     network = checkpoint.load(model)
     named = {image for image in images if not os.path.isdir(image)}

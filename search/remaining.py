@@ -89,7 +89,7 @@ def searching(
     if finished:
         trial_s, finalist_s = _mean_s(finished), _unpruned_s(finished, space)
         behind_s = sum(min(spent, trial_s) for spent in spent_s)
-    elif rates and len(rates) == len(running):  # none is pruned, as far as anyone knows
+    elif rates and len(rates) == len(running) and not space.trainer:  # none is pruned, as far as anyone knows
         step_s = space.base.batch_size * len(rates) / sum(rates)
         trial_s = finalist_s = space.budget.steps * step_s
         behind_s = sum(step for step, _ in running) * step_s

@@ -139,6 +139,8 @@ class File(_Part):
     """Folder or bucket URL of checkpoints and pictures; none is ./vqsearch-output."""
     plugins: list[CodeFile] = []
     """Python files with parts of your own, which run on this machine and on its workers; see plugins.md."""
+    trainer: str | None = None
+    """FILE.py:FUNCTION, which trains in the place of ours; see plugins.md."""
     train: dict[str, Any] = {}
     """Fields of the training config, the same for all trials."""
     search: dict[str, Any]

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search import attachments, finalists, parameters, records
+from search import attachments, finalists, parameters, records, trainer
 from search.errors import SearchError
 from search.parameters import settings
 from search.space import violations
@@ -44,6 +44,7 @@ class Assignment:
         config: a TrainConfig as JSON: Ray flattens dictionaries into every result.
         gpus: share of a GPU.
         control: name of the actor that tells workers to drain.
+        trainer: hash of the file and name of the function that trains; "" is ours.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Assignment:
     config: str
     gpus: float
     control: str
+    trainer: str = ""
 
 
 class StudySearcher(Searcher):
@@ -241,6 +243,7 @@ class StudySearcher(Searcher):
             config=json.dumps(to_dict(config)),
             gpus=opened.space.resources.gpus,
             control=self._control,
+            trainer=":".join(trainer.meaning(opened.space) or ()),
         )
 
 

@@ -14,16 +14,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search import code, parameters, schema, yaml12
+from search import code, parameters, schema, trainer, yaml12
 from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
 from search.schema import Budget, CodeFile, File, Finalists, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
 from vqvae import config as vqvae_config
 from vqvae import conversion, plugins
 from vqvae.config import ConfigError, TrainConfig
+from vqvae.plugins import PluginError
+from vqvae.trainers import Trainer
 
 PATHS = (("data", "path"), ("data", "cache"), ("loss", "lpips_trunk"), ("evaluation", "lpips_trunk"))
 """Fields under `train` that hold a path."""
+
+OF_OURS = ("bits_per_image", "tokens")
+"""Quantities that follow from the config of our own models."""
 
 NO_PATHS = ("", "random")
 """Their values that are none: the default place, and untrained weights."""
@@ -38,6 +43,7 @@ class Space:
             there.
         retries: how often a trial goes on after it lost its worker.
         plugins: files of the user's own code that have to run before a trial's model can be built.
+        trainer: FILE.py:FUNCTION that trains in the place of ours, its file one of `plugins`; None is ours.
         base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
         parameters: what is searched, parents of conditions before their children.
         constraints: quantity -> limits.
@@ -61,6 +67,7 @@ class Space:
     storage: str | None
     output: str | None
     plugins: tuple[CodeFile, ...]
+    trainer: str | None
     base: TrainConfig
     parameters: tuple[Parameter, ...]
     constraints: Mapping[str, Limits]
@@ -99,7 +106,7 @@ def rungs(steps: int, pruner: Pruner) -> tuple[int, ...]:
 
 def quantities() -> tuple[str, ...]:
     """What `constraints` may limit."""
-    return ("bits_per_image", "tokens", *vqvae_config.COSTS, *vqvae_config.METRICS)
+    return (*OF_OURS, *vqvae_config.COSTS, *vqvae_config.METRICS)
 
 
 def load(
@@ -127,7 +134,8 @@ def load(
     if "comparison" in document.value:
         raise document.error(("comparison",), f"this is a comparison of several searches: vqsearch compare {path}")
     folder = Path(path).resolve().parent
-    return check_named(document.value | {"plugins": code.of_file(document, folder, plugins)}, document, folder)
+    named = trainer.of_file(document, folder, code.of_file(document, folder, plugins))
+    return check_named(document.value | named, document, folder)
 
 
 def read(path: str | Path, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> yaml12.Document:
@@ -256,7 +264,11 @@ def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Sp
         )
     train = _absolute(file.train, folder)
     base = _base(file, train, document)
-    searched = parameters.parse(file.search, base, document)
+    try:
+        known = trainer.of(file.plugins, file.trainer)
+    except PluginError as error:
+        raise document.error(("trainer",), str(error)) from None
+    searched = parameters.parse(file.search, base, document, parameters.Outside(trainer=file.trainer, known=known))
     space = Space(
         study=file.study,
         objective=file.objective,
@@ -273,6 +285,7 @@ def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Sp
         storage=file.storage,
         output=_absolute_output(file.output, folder),
         plugins=tuple(file.plugins),
+        trainer=file.trainer,
         base=base,
         parameters=searched,
         constraints=file.constraints,
@@ -280,7 +293,7 @@ def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Sp
         source=_source(file, train, searched, folder),
         document=document,
     )
-    _sensible(space, document)
+    _sensible(space, document, known)
     return space
 
 
@@ -336,16 +349,14 @@ def _base(file: File, train: Mapping[str, Any], document: yaml12.Document) -> Tr
     return config
 
 
-def _sensible(space: Space, document: yaml12.Document) -> None:
-    """Refuse what cannot work, and say why."""
+def _sensible(space: Space, document: yaml12.Document, known: Trainer | None) -> None:
+    """Refuse what cannot work, and say why; `known` is a trainer of one's own, where its file has run."""
     if space.resources.gpus > 1:
         raise document.error(
             ("resources", "gpus"), f"a trial runs on at most one GPU, but got {space.resources.gpus:g}"
         )
-    evaluation = space.base.evaluation
     metric, direction = space.objective.metric, space.objective.direction
-    own = [f"val/{name}" for name in evaluation.metrics]
-    _require_measured(metric, own, ("objective", "metric"), document)
+    _require_measured(metric, space, known, ("objective", "metric"), document)
     right = vqvae_config.METRICS.get(metric)  # none of a plug-in's where that is not loaded, as it is for a reader
     if right and right != direction:
         side = "lower" if right == "minimize" else "higher"
@@ -353,13 +364,6 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
             ("objective", "direction"),
             f"{metric} is better the {side}, so this must be {right}, but got {direction!r}",
         )
-    for field, off, needing in (
-        ("lpips", "must be true", ("val/lpips_alex", "val/lpips_perturbed")),
-        ("perturbed", "must be above 0", ("val/lpips_perturbed",)),
-        ("rfid_weights", "must name a file", ("val/rfid",)),
-    ):
-        if metric in needing and not getattr(evaluation, field):
-            raise document.error(("train", "evaluation", field), f"{off}, since the objective is {metric}")
     if space.sampler.kind == "gp" and space.pruner.kind != "none":
         raise document.error(
             ("sampler", "kind"), "gp learns from complete trials only, so it needs pruner: {kind: none}"
@@ -372,8 +376,10 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
     for name, limits in space.constraints.items():
         path = ("constraints", name)
         if name.startswith("val/"):
-            _require_measured(name, own, path, document)
-        elif name not in quantities():
+            _require_measured(name, space, known, path, document)
+        elif space.trainer and name in OF_OURS:
+            raise document.error(path, f"is known of vqsearch's own models only, and the trainer is {space.trainer}")
+        elif not space.trainer and name not in quantities():
             raise document.error(path, f"unknown quantity; known are {', '.join(quantities())}")
         if limits.min is None and limits.max is None:
             raise document.error(path, "must have min or max or both")
@@ -381,6 +387,22 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
             raise document.error(
                 path, "min and max must be above 0, since a violation is measured by value / limit - 1"
             )
+    if not space.trainer:
+        _sensible_for_ours(space, document)
+
+
+def _sensible_for_ours(space: Space, document: yaml12.Document) -> None:
+    """The same where our own trainer reads the config; another one need not."""
+    if space.base.options:
+        raise document.error(("train", "options"), "must be empty, since vqsearch's own trainer has none")
+    metric = space.objective.metric
+    for field, off, needing in (
+        ("lpips", "must be true", ("val/lpips_alex", "val/lpips_perturbed")),
+        ("perturbed", "must be above 0", ("val/lpips_perturbed",)),
+        ("rfid_weights", "must name a file", ("val/rfid",)),
+    ):
+        if metric in needing and not getattr(space.base.evaluation, field):
+            raise document.error(("train", "evaluation", field), f"{off}, since the objective is {metric}")
     data = space.base.data
     if space.finalists is not None and data.source != "photographs" and not (data.splits or data.test_fraction):
         raise document.error(
@@ -404,8 +426,14 @@ def _sensible(space: Space, document: yaml12.Document) -> None:
             )
 
 
-def _require_measured(metric: str, own: Sequence[str], path: yaml12.Path, document: yaml12.Document) -> None:
+def _require_measured(
+    metric: str, space: Space, trained_by: Trainer | None, path: yaml12.Path, document: yaml12.Document
+) -> None:
     """Refuse a metric that no evaluation measures: none of ours, and none of a plug-in that trials are to measure."""
+    if space.trainer:
+        _require_told(metric, space.trainer, trained_by, path, document)
+        return
+    own = [f"val/{name}" for name in space.base.evaluation.metrics]
     name = metric.removeprefix("val/")
     if metric in own or (metric in vqvae_config.METRICS and not plugins.has("metric", name)):
         return
@@ -418,6 +446,19 @@ def _require_measured(metric: str, own: Sequence[str], path: yaml12.Path, docume
     near = difflib.get_close_matches(metric, known, n=1)
     listed = f"known are {', '.join(known)}; one of a plug-in has its name in train.evaluation.metrics"
     raise document.error(path, f"unknown metric {metric!r}; {f'did you mean {near[0]}?' if near else listed}")
+
+
+def _require_told(
+    metric: str, name: str, trained_by: Trainer | None, path: yaml12.Path, document: yaml12.Document
+) -> None:
+    """Refuse a metric that a trainer of one's own does not measure; where its file has not run, any name goes."""
+    if not metric.startswith("val/"):
+        raise document.error(path, f"must be a metric of {name}, val/NAME, but got {metric!r}")
+    told = trained_by and (list(trained_by.metrics) or list(vqvae_config.METRICS))
+    if told and metric not in told:
+        near = difflib.get_close_matches(metric, told, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it measures {', '.join(told)}"
+        raise document.error(path, f"{name} does not measure {metric!r}; {hint}")
 
 
 def _possible(space: Space, name: str) -> list[float]:

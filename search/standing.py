@@ -54,7 +54,7 @@ class Running:
 
     Attributes:
         number: in its study.
-        backbone: of its model.
+        backbone: of its model; "" for what a trainer of one's own trains.
         labels: its parameters as stored.
         step: optimizer steps done; as of the last checkpoint where nobody knows better.
         value, value_at: the objective as last evaluated, and at which step; None before the first rung.
@@ -187,7 +187,7 @@ def _running(trial: FrozenTrial, space: Space, news: News | None) -> Running:
     heard = checkpoint.time if checkpoint and checkpoint.time else time.time() - _since(trial)
     stored = Running(
         number=trial.number,
-        backbone=str(trial.params.get("model.backbone", space.base.model.backbone)),
+        backbone="" if space.trainer else str(trial.params.get("model.backbone", space.base.model.backbone)),
         labels=trial.params,
         step=max(value_at or 0, checkpoint.step if checkpoint else 0),
         value=value,

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search import attachments, catalog, code, output, records, sampling, space
+from search import attachments, catalog, code, output, records, sampling, space, trainer
 from search.errors import OutputError, StudyError, VqsearchError
 from search.lease import Lease
 from search.lengthening import lengthen
@@ -313,6 +313,8 @@ def operational(stored: Space, changes: Mapping[str, Any], plugins: Sequence[Cod
         (values.setdefault(parent, {}) if parent else values)[last] = value
     if plugins:
         values["plugins"] = [file.model_dump() for file in plugins]
+        if stored.trainer:
+            values["trainer"] = trainer.moved(stored.plugins, plugins, stored.trainer)
     return space.parse(values, f"study {stored.study}")
 
 
@@ -406,8 +408,9 @@ def _refuse_a_foreign_one(study: optuna.Study, wanted: Space, copies: Sequence[F
 
 
 def _refuse_a_change(stored: Space, wanted: Space, tie: records.Tie | None, accept_code: bool) -> None:
-    free = (*OPERATIONAL, "plugins")
+    free = (*OPERATIONAL, "plugins", "trainer")
     lines = [line for line in space.difference(stored.source, wanted.source) if line.split(":")[0] not in free]
+    lines += trainer.difference(stored, wanted)
     other = [] if accept_code else code.difference(stored.plugins, wanted.plugins)
     if other and not lines:
         raise StudyError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import platform
 import threading
@@ -14,10 +15,10 @@ from typing import Any
 import ray
 from ray import tune
 
-from search import code, output
+from search import code, output, trainer
 from search.errors import OutputError, UserError
 from search.searcher import Assignment
-from vqvae.config import TrainConfig, VqvaeError
+from vqvae.config import ConfigError, TrainConfig, VqvaeError
 from vqvae.plugins import Plugin
 
 
@@ -34,8 +35,8 @@ def run(config: dict[str, Any], plugins: Iterable[Plugin] = ()) -> None:
         ended ("", stopped, diverged, out of memory, error, or unusable where no trial could run here) and reason.
     """
     from vqvae import conversion
-    from vqvae.learner import OutOfMemory
-    from vqvae.train import Diverged, train
+    from vqvae.contract import follow
+    from vqvae.train import Diverged, OutOfMemory, train
 
     assignment = Assignment(**config)
     report = Reporter()
@@ -48,7 +49,8 @@ def run(config: dict[str, Any], plugins: Iterable[Plugin] = ()) -> None:
             settings = conversion.from_dict(json.loads(assignment.config))
             device = _device(settings)
             saved_pictures = sorted(path.stem for path in resume.glob(f"*{output.PICTURES}")) if resume else []
-            for progress in train(settings, resume, stop):
+            trains = functools.partial(follow, trainer.on_worker(assignment.trainer)) if assignment.trainer else train
+            for progress in trains(settings, resume, stop):
                 folder = output.folder_of(assignment.study, assignment.number, progress.step)
                 if progress.checkpoint and folder != saved:
                     _save(assignment, folder, progress)
@@ -67,6 +69,8 @@ def run(config: dict[str, Any], plugins: Iterable[Plugin] = ()) -> None:
         report(ended="diverged", reason=str(error))
     except OutOfMemory as error:
         report(ended="out of memory", reason=str(error))
+    except ConfigError as error:  # of ours no other trial could run either; another trainer may refuse some settings
+        report(ended="error" if assignment.trainer else "unusable", reason=str(error))
     except (VqvaeError, UserError, OSError) as error:
         report(ended="unusable", reason=str(error))
     except Exception:  # noqa: BLE001 - the edge of a trial: whatever it was becomes a FAIL with its traceback

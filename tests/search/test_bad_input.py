@@ -42,7 +42,8 @@ CORPUS = {
     "launch silent.yaml": "silent.yaml: search: this key is missing",
     "launch config.yaml": (
         "config.yaml:1: steps: unknown key; known are study, objective, budget, sampler, pruner, resources, "
-        "parallel, retries, seed, keep, log, finalists, storage, output, train, search, constraints, baselines"
+        "parallel, retries, seed, keep, log, finalists, storage, output, plugins, trainer, train, search, constraints, "
+        "baselines"
     ),
     "launch tiny.yaml --set budgets.trials=3": "tiny.yaml: budgets: unknown key; did you mean budget?",
     "launch tiny.yaml --set 'search.model.depth={choice: []}'": (
@@ -148,8 +149,8 @@ CORPUS = {
     ),
     "resume --storage sqlite:///newer.db": (
         "study tiny: federation: unknown key; known are study, objective, budget, sampler, pruner, "
-        "resources, parallel, retries, seed, keep, log, finalists, storage, output, train, search, "
-        "constraints, baselines"
+        "resources, parallel, retries, seed, keep, log, finalists, storage, output, plugins, trainer, train, "
+        "search, constraints, baselines"
     ),
     "export --trial 99 --to x": "tiny: no trial 99; the numbers go from 0 to 2",
     "export --trial best --to x": "Error: Invalid value for '--trial': 'best' is not a valid integer.",

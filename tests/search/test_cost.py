@@ -100,7 +100,7 @@ CONDITIONAL = [
 
 def brute(loaded):
     """Parameters of every setting."""
-    measured, found = driver.measure(), []
+    measured, found = driver.measure(loaded), []
     for backbone, width, depth, dim, size in itertools.product(
         ("mamba", "attention"), (16, 32), (1, 2, 3), (8, 2), (16, 64, 256)
     ):

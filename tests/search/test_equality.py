@@ -102,7 +102,7 @@ def test_a_setting_that_was_not_tried_is_refused_before_it_trains(prove, monkeyp
     search = {"quantizer.codebook_size": {"choice": [128, 64]}, "quantizer.beta": None}
     arm = prove({("arms", "mamba", "search"): search, ("arms", "mamba", "baselines"): None}).arms["mamba"]
     config = arm.config({"optimizer.lr": 1e-3, "quantizer.codebook_size": 128})
-    assert space.violations(arm.constraints, driver.measure()(config)) == {
+    assert space.violations(arm.constraints, driver.measure(arm)(config)) == {
         "bits_per_image": pytest.approx(112 / 96 - 1)
     }
 

@@ -45,7 +45,7 @@ def test_the_articles_setting_keeps_the_limits(name):
     from search.driver import measure
 
     loaded = space.load(SPACES[0].parent / f"{name}.yaml")
-    assert space.violations(loaded.constraints, measure()(loaded.config(loaded.baselines[0]))) == {}
+    assert space.violations(loaded.constraints, measure(loaded)(loaded.config(loaded.baselines[0]))) == {}
 
 
 def test_rungs_are_counted_down_from_the_last_step():
