@@ -10,22 +10,18 @@ python benchmarks/dashboard.py --trials 2000        writes benchmarks/results/DA
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import many
+import small
 from playwright.sync_api import Page, sync_playwright
 
 from search.storage import open_storage
@@ -34,21 +30,6 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 PAGES = ("list of studies", "study", "best trial")
 LOADED = "document.images.length > 1 && [...document.images].every(image => image.naturalWidth)"
-
-
-@contextlib.contextmanager
-def database(folder: Path, kind: str) -> Iterator[str]:
-    """URL of an empty storage."""
-    if kind != "postgresql":
-        yield f"{kind}:///{folder}/{kind}"
-        return
-    import pgserver
-
-    place = tempfile.mkdtemp(prefix="pg")  # Its socket's path must be short.
-    server = pgserver.get_server(place, cleanup_mode="delete")
-    yield f"{server.get_uri()}&options=-csynchronous_commit%3Doff"  # the study is made up, not kept
-    server.cleanup()
-    shutil.rmtree(place, ignore_errors=True)
 
 
 def timed(act: Callable[[], object]) -> float:
@@ -80,20 +61,14 @@ def visit(page: Page, address: str, study: str, best: int) -> list[float]:
 def measure(url: str, root: Path, trials: int) -> list[float]:
     """Seconds until the address is told, then those of the first and of the second visit."""
     made = many.make(open_storage(url), root, trials)
-    command = [sys.executable, "-m", "search", "dashboard", "--port", "0", "--study", many.STUDY]
-    environment = {**os.environ, "VQSEARCH_STORAGE": url}
     began = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        found = re.search(r"(http://[^/]+)/(\S+)", process.stdout.readline())
-        assert found is not None
+    with small.serving(url, many.STUDY) as (address, study):
         started = time.monotonic() - began
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            visits = [visit(page, found[1], found[2], made.best_trial.number) for _ in range(2)]
+            visits = [visit(page, address, study, made.best_trial.number) for _ in range(2)]
             browser.close()
-        process.send_signal(signal.SIGINT)
     return [started, *visits[0], *visits[1]]
 
 
@@ -104,7 +79,7 @@ def main() -> None:
     trials = parser.parse_args().trials
     rows = []
     for kind in ("sqlite", "postgresql", "journal"):
-        with tempfile.TemporaryDirectory() as folder, database(Path(folder), kind) as url:
+        with tempfile.TemporaryDirectory() as folder, small.database(Path(folder), kind) as url:
             seconds = measure(url, Path(folder) / "out", trials)
             rows.append(f"| {kind} | " + " | ".join(f"{each:.1f}" for each in seconds) + " |")
             print(rows[-1], flush=True)

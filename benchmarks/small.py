@@ -1,11 +1,18 @@
-"""The search that benchmarks kill: models that train in seconds, the environment of its processes, and the result."""
+"""What benchmarks share: a search of seconds, the environment of its processes, storages, a dashboard, the result."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,6 +56,34 @@ def environment(url: str, folder: Path) -> dict[str, str]:
     """Of a driver: Ray's sessions in a folder of ours; one thread, since sums depend on how many there are."""
     ours = {"VQSEARCH_STORAGE": url, "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     return {**os.environ, **ours}
+
+
+@contextlib.contextmanager
+def database(folder: Path, kind: str) -> Iterator[str]:
+    """URL of an empty storage."""
+    if kind != "postgresql":
+        yield f"{kind}:///{folder}/{kind}"
+        return
+    import pgserver
+
+    place = tempfile.mkdtemp(prefix="pg")  # Its socket's path must be short.
+    server = pgserver.get_server(place, cleanup_mode="delete")
+    yield f"{server.get_uri()}&options=-csynchronous_commit%3Doff"  # the study is made up, not kept
+    server.cleanup()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def serving(url: str, study: str) -> Iterator[tuple[str, str]]:
+    """`vqsearch dashboard`, in a process of its own: its address and the path of the study below it."""
+    command = [sys.executable, "-m", "search", "dashboard", "--port", "0", "--study", study]
+    environment = {**os.environ, "VQSEARCH_STORAGE": url}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        found = re.search(r"(http://[^/]+)/(\S+)", process.stdout.readline())
+        assert found is not None
+        yield found[1], found[2]
+        process.send_signal(signal.SIGINT)
 
 
 def heading(title: str, command: str) -> str:

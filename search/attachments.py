@@ -18,7 +18,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search import output, records, units
+from search import mirror, output, records, units
 from search.errors import OutputError
 from search.parameters import Parameter
 from search.records import Picture
@@ -192,11 +192,12 @@ def study_note(study: optuna.Study, space: Space) -> str:
 def _write(about: optuna.Study | optuna.Trial, note: str) -> None:
     import optuna_dashboard  # Workers import what imports this, and need no web server.
 
-    before: str = optuna_dashboard.get_note(about)
-    _, _, theirs = before.partition(RULE)
-    whole = f"{note}{RULE}{theirs}"
-    if whole != before:
-        optuna_dashboard.save_note(about, whole)
+    with mirror.only(f"dashboard:{about._trial_id}:" if isinstance(about, optuna.Trial) else "dashboard:note_"):
+        before: str = optuna_dashboard.get_note(about)
+        _, _, theirs = before.partition(RULE)
+        whole = f"{note}{RULE}{theirs}"
+        if whole != before:
+            optuna_dashboard.save_note(about, whole)
 
 
 def _better(space: Space) -> str:

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import optuna
 import sqlalchemy
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search import mirror
 from search.errors import SearchError, StorageError
 
 WAIT_S = 600.0
@@ -63,7 +63,7 @@ class Patient(BaseStorage):
         wait_s: seconds of silence after which the search ends.
 
     Attributes:
-        inner: the storage, with Optuna's cache of finished trials.
+        inner: the storage, with a cache of trials, see `search.mirror`.
         returned: each is called once the storage may be back, before anything is tried again.
 
     Every method raises:
@@ -72,7 +72,7 @@ class Patient(BaseStorage):
     """
 
     def __init__(self, inner: BaseStorage, tell: Callable[[str], None], wait_s: float = WAIT_S) -> None:
-        self.inner = optuna.storages.get_storage(inner)
+        self.inner = mirror.of(inner)
         self.returned: list[Callable[[], None]] = []
         self._tell = tell
         self._wait_s = wait_s
