@@ -3,14 +3,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help demo test check format soak clean
+.PHONY: help demo test check format soak docker-test clean
 
 help:
-	@echo "make demo    install into .venv and search four backbones on bundled photographs"
-	@echo "make test    install the test extras too and run the tests"
-	@echo "make check   formatting, lint, types and import contracts"
-	@echo "make soak    kill drivers, workers and Ray at random under a search, on SQLite and PostgreSQL"
-	@echo "make clean   remove what demo and test made"
+	@echo "make demo         install into .venv and search four backbones on bundled photographs"
+	@echo "make test         install the test extras too and run the tests"
+	@echo "make check        formatting, lint, types and import contracts"
+	@echo "make soak         kill drivers, workers and Ray at random under a search, on SQLite and PostgreSQL"
+	@echo "make docker-test  build the image and search in containers while one is killed and one cut off the network"
+	@echo "make clean        remove what demo and test made"
 
 demo: $(VENV)/.installed
 	@echo "==> vqsearch launch spaces/demo.yaml (a few minutes on two cores)"
@@ -34,6 +35,10 @@ format: $(VENV)/.installed-dev
 soak: $(VENV)/.installed-dev
 	@echo "==> a search under kill -9, on two storages (up to 20 minutes on two cores)"
 	@$(BIN)/python benchmarks/crash.py
+
+docker-test:
+	@echo "==> a search on docker/compose.yaml (ten minutes on two cores, after the build)"
+	@$(PYTHON) docker/test.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "==> making $(VENV) and installing vqsearch into it (about 6 GB, most of it torch; some minutes)"
