@@ -200,7 +200,7 @@ def measure(kind: str, finished: int, parallel: int, more: int) -> list[str]:
                 opened = study.resume(fresh, many.STUDY, {"budget.trials": finished + 100 * (more + parallel)})
             with contextlib.closing(opened):
                 opened.study.pruner = pruning.build(opened.space)
-                searcher = StudySearcher(opened, lambda: parallel, driver.measure(), "simulated")
+                searcher = StudySearcher(opened, lambda: parallel, driver.measure(opened.space), "simulated")
                 controller = Controller(
                     opened=opened, search=Interleaved([searcher], lambda: parallel), parallel=parallel, costs=costs
                 )
