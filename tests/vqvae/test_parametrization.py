@@ -21,7 +21,7 @@ from vqvae.discriminator import Discriminator, parametrized
 from vqvae.layers import MixerBlock, patch_backbone
 from vqvae.learner import Learner
 from vqvae.model import BACKBONES, build_model, roles
-from vqvae.parametrization import TABLE, Factors, UnclassifiedError
+from vqvae.parametrization import ROLES, TABLE, Factors, UnclassifiedError
 
 GOLDEN = Path(__file__).with_name("roles.json")
 OURS = ("convolution", "attention", "mamba", "bimamba", "mambavision")
@@ -93,6 +93,19 @@ def test_the_golden_list_covers_every_part():
     ours = {name for name, each in quantize.QUANTIZERS.items() if each.__module__.startswith("vqvae.")}
     assert set(QUANTIZERS) == ours
     assert set(OURS) <= set(BACKBONES)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| .* \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    powers = {"x 1": 0, "x m": 1, "/ m": -1, "/ root m": -0.5}
+    documented = {row[0]: row[1:] for row in rows if row[0] in ROLES}
+    assert documented.keys() == ROLES.keys()
+    for role, (lr, weight_decay, std) in documented.items():
+        rule = TABLE["mup"][role]
+        assert powers[lr.split(",")[0]] == rule.lr, role
+        assert powers.get(weight_decay, 0) == rule.weight_decay, role
+        assert powers[std] == rule.std, role
 
 
 @pytest.mark.parametrize("width", [8, 24, 48])
