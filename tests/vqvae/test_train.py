@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vqvae import checkpoint
 from vqvae.checkpoint import CheckpointError
 from vqvae.config import ConfigError, TrainConfig
 from vqvae.conversion import replace, to_dict
@@ -157,6 +158,23 @@ def test_a_resumed_run_of_every_quantizer_equals_one_that_never_stopped(tmp_path
 
 
 GAN = {"weight": 0.5, "start": 0.34, "width": 8, "depth": 2}
+
+
+def test_a_run_away_from_its_base_goes_on_bit_for_bit_and_its_model_keeps_the_depth_scale(tmp_path):
+    chosen = {"kind": "mup", "base_width": 16, "base_depth": 1, "base_gan_width": 4}
+    size = {"width": 32, "depth": 2, "backbone": "mamba", "head_size": 8, "state_size": 8}
+    config = tiny(
+        model=size, parametrization=chosen, precision="bfloat16", micro_batch=4, gan__weight=0.1, gan__depth=2
+    )
+    config = replace(config, {"gan.width": 8, "gan.start": 0.0, "rungs": [3]})
+    saved(config, 3, tmp_path / "half")
+    saved(config, 6, tmp_path / "whole")
+    saved(config, 6, tmp_path / "resumed", resume=tmp_path / "half")
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    model = checkpoint.load(tmp_path / "whole")
+    assert [block.residual_scale for block in model.blocks()] == [0.5] * 4
+    with pytest.raises(CheckpointError, match=r"parametrization\.base_width was 16, but is 8 now"):
+        list(train(replace(config, {"parametrization.base_width": 8}), resume=tmp_path / "half"))
 
 
 @pytest.mark.parametrize("at", [1, 3])  # before and after the discriminator's start
