@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,7 +28,14 @@ _STORAGE_FILE = "search.options.storage_file"
 
 
 class Command(click.Command):
-    """A command whose help keeps the lines of its example."""
+    """A command whose help keeps the lines of its example, and which runs as a job where its address is a cluster's."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it here, or hand it to the cluster that `--address` names from outside."""
+        address = ctx.params.get("address")
+        if _is_outside(address):
+            return _submit(ctx, str(address))
+        return super().invoke(ctx)
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example, a command a line."""
@@ -54,9 +61,19 @@ def storage_option(function: Any) -> Any:
     )(function)
 
 
+def _is_outside(address: str | None) -> bool:
+    """Whether an address is that of a cluster's job server."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
 def _read_storage_file(context: click.Context, _option: click.Parameter, path: str | None) -> None:
     """Keep file and URL for `storage_url`; read once, since the file may be a pipe."""
     if path is None:
+        return
+    if _is_outside(context.params.get("address")):
+        if not path.startswith("/"):
+            raise UserError(f"--storage-file {path}: lies on the cluster's head; expected its absolute path there")
+        context.meta[_STORAGE_FILE] = (path, "")
         return
     try:
         with open(path, encoding="utf-8") as file:
@@ -94,7 +111,11 @@ study_option = click.option("--study", metavar="NAME", help="The study; needed w
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print the outcome only.")
 address_option = click.option(
-    "--address", metavar="RAY", help="A Ray cluster to run on (auto or HOST:6379). Default: this machine."
+    "--address",
+    metavar="RAY",
+    is_eager=True,  # known before --storage-file is read, which may lie there
+    help="A Ray cluster to run on: auto or HOST:6379 from a node of it, http://HOST:8265 submits a job from outside. "
+    "Default: this machine.",
 )
 wait_option = click.option("--wait-for-nodes", is_flag=True, help="Go on though no node can run a trial yet.")
 detach_option = click.option(
@@ -121,7 +142,12 @@ def storage_url(flag: str | None, space: Space | None = None) -> str:
             "a command line shows the storage's password to everyone on this machine; expected --storage-file FILE, "
             "$VQSEARCH_STORAGE, or a URL without one and ~/.pgpass"
         )
-    return flag or url or (space and space.storage) or os.environ.get("VQSEARCH_STORAGE") or DEFAULT_STORAGE
+    found = flag or url or (space and space.storage) or os.environ.get("VQSEARCH_STORAGE") or DEFAULT_STORAGE
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        from search import jobs
+
+        jobs.refuse_a_file(found)
+    return found
 
 
 def storage_flag(url: str) -> str:
@@ -159,11 +185,16 @@ def load_driven(storage: str | None, study: str | None) -> tuple[Any, str]:
     return loaded, compared or loaded.study_name
 
 
-def again(context: click.Context) -> list[str]:
-    """The command line of a command, without --detach and without its storage, which may hold a password."""
+def again(context: click.Context, others: Mapping[str, Any] | None = None) -> list[str]:
+    """The command line of a command, without --detach and without its storage, which may hold a password.
+
+    Args:
+        context: of the command.
+        others: name of a parameter -> the value it has instead.
+    """
     words = [str(context.info_name)]
     for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
+        value = {**context.params, **(others or {})}.get(parameter.name or "")
         if parameter.name in ("detach", "storage", "storage_file") or value in (None, False):
             continue
         flag = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
@@ -171,6 +202,41 @@ def again(context: click.Context) -> list[str]:
             if not str(each).startswith("storage="):
                 words += flag if each is True else [*flag, str(each)]
     return words
+
+
+def _submit(context: click.Context, address: str) -> None:
+    """Run this command as a job of a cluster."""
+    from pathlib import Path
+
+    from search import jobs
+
+    given = context.params
+    if given.get("storage"):
+        raise UserError(f"--storage: a job takes its storage from the head alone; expected {jobs.HEADS}")
+    file, plugins = given.get("space") or given.get("comparison"), given.get("plugins", ())
+    sent = jobs.named(
+        jobs.Parcel(
+            file=file,
+            plugins=plugins,
+            overrides=given.get("overrides", ()),
+            output=given.get("output"),
+            name=given.get("study") or "",
+        ),
+        given.get("trials") if file else None,
+    )
+    others: dict[str, Any] = {"address": "auto", "plugins": tuple(sent.names())}
+    if file:
+        others |= {"comparison" if "comparison" in given else "space": Path(file).name}
+        if sent.plugins:  # those of the file lie elsewhere there
+            others["overrides"] = (*sent.overrides, "plugins=[]")
+    words = again(context, others)
+    path, _ = context.meta.get(_STORAGE_FILE, ("", ""))
+    job = jobs.submit(address, [*words, *(["--storage-file", path] if path else [])], sent)
+    say(f"job {job} is submitted; it runs with or without this terminal")
+    say(f"follow it:  ray job logs {job} --address {address} --follow")
+    say(f"its state:  ray job status {job} --address {address}")
+    which = f" --study {sent.name}" if sent.name else ""
+    say(f"drain it:   vqsearch stop{which}, where the storage can be reached")
 
 
 def start_again(more: list[str], url: str, names: Sequence[str], root: str | None, shown: str = "") -> None:
