@@ -147,6 +147,8 @@ class Controller:
             "pictures": [],
             "device": "simulated" if evaluated else "",
             "ended": "",
+            "began": False,
+            "node": "",
             "reason": "",
         }
 

@@ -9,9 +9,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search import cluster, code, curves, trainer
+from search.capacity import request
 from search.errors import VqsearchError
 from search.progress import View
 from search.space import Space
@@ -20,7 +21,11 @@ from search.study import OpenStudy
 from vqvae.config import TrainConfig
 
 if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
     from search.interleaving import Interleaved
+    from search.schema import Resources
+    from search.searcher import Nodes
 
 
 def measure(space: Space) -> Callable[[TrainConfig], Mapping[str, float]]:
@@ -46,13 +51,14 @@ def measure(space: Space) -> Callable[[TrainConfig], Mapping[str, float]]:
     return of
 
 
-def drive(studies: Sequence[OpenStudy], capacity: Callable[[], int], view: View) -> int:
+def drive(studies: Sequence[OpenStudy], capacity: Callable[[], int], view: View, nodes: Nodes | None = None) -> int:
     """Run Ray's controller in this thread until nothing is left to do.
 
     Args:
         studies: with their leases; trials of all of them ask for the same resources.
         capacity: trials of any of them that the cluster can run at once, now.
         view: what the user sees.
+        nodes: where trials run, if that is not this machine alone.
 
     Returns:
         0 when all searches are over, else the number of the signal that stopped them.
@@ -60,8 +66,9 @@ def drive(studies: Sequence[OpenStudy], capacity: Callable[[], int], view: View)
     Raises:
         VqsearchError: what ended them.
     """
-    from search import pruning
+    from search import pruning, searcher
 
+    nodes = nodes or searcher.NOWHERE_ELSE
     for opened in studies:
         opened.study.pruner = pruning.build(opened.space)
     control = cluster.control()
@@ -78,8 +85,8 @@ def drive(studies: Sequence[OpenStudy], capacity: Callable[[], int], view: View)
                 steering()
 
             while True:
-                asked = _interleaved(studies, capacity, control.name, steer)
-                _fit(studies, asked)
+                asked = _interleaved(studies, capacity, control.name, steer, nodes)
+                _fit(studies, asked, nodes)
                 # A pause ends Ray's run, so that its workers give their GPUs back; the driver and its leases stay.
                 if any(opened.failure for opened in studies) or not asked.paused or not steering.wait():
                     break
@@ -96,6 +103,7 @@ def _interleaved(
     capacity: Callable[[], int],
     control: str,
     steer: Callable[[], None],
+    nodes: Nodes,
 ) -> Interleaved:
     from search import interleaving, searcher
 
@@ -103,13 +111,13 @@ def _interleaved(
         return capacity() - sum(len(other.flights) for other in studies if other is not opened)
 
     arms = [
-        searcher.StudySearcher(each, functools.partial(left_for, each), measure(each.space), control)
+        searcher.StudySearcher(each, functools.partial(left_for, each), measure(each.space), control, nodes)
         for each in studies
     ]
     return interleaving.Interleaved(arms, capacity, steer)
 
 
-def _fit(studies: Sequence[OpenStudy], search: Interleaved) -> None:
+def _fit(studies: Sequence[OpenStudy], search: Interleaved, nodes: Nodes) -> None:
     from ray import tune
 
     from search import pruning, trainable
@@ -121,10 +129,10 @@ def _fit(studies: Sequence[OpenStudy], search: Interleaved) -> None:
     # What Ray writes down of a run nobody reads. Below the output root it would make anew one that has vanished.
     with tempfile.TemporaryDirectory(prefix="vqsearch-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(trainee, {"cpu": need.cpus, "gpu": need.gpus}),
+            tune.with_resources(trainee, functools.partial(_resources, need)),
             tune_config=tune.TuneConfig(
                 search_alg=search,
-                scheduler=pruning.StudyScheduler(studies),
+                scheduler=pruning.StudyScheduler(studies, nodes),
                 num_samples=-1,
                 max_concurrent_trials=10**6,  # never reached: our searcher knows what fits, and steers when asked
                 reuse_actors=True,
@@ -132,6 +140,10 @@ def _fit(studies: Sequence[OpenStudy], search: Interleaved) -> None:
             run_config=tune.RunConfig(name="ray", storage_path=scratch, verbose=0),
         )
         tuner.fit()
+
+
+def _resources(need: Resources, assignment: Mapping[str, Any]) -> PlacementGroupFactory:
+    return request(need, assignment["avoided"])
 
 
 def _ours(error: BaseException | None) -> VqsearchError | None:

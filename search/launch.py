@@ -26,6 +26,7 @@ from search import (
     finalists,
     lease,
     lengthening,
+    nodes,
     output,
     progress,
     records,
@@ -257,7 +258,13 @@ def _require_alike(planned: Sequence[Planned]) -> None:
     """An arm that went on alone may have come to ask for something else."""
     first = planned[0].space
     for each in planned[1:]:
-        for key in ("resources.gpus", "resources.cpus", "parallel"):
+        for key in (
+            "resources.gpus",
+            "resources.cpus",
+            "resources.accelerator_type",
+            "resources.labels",
+            "parallel",
+        ):
             ours, theirs = (operator.attrgetter(key)(space) for space in (first, each.space))
             if ours != theirs:
                 raise StudyError(
@@ -274,11 +281,22 @@ def _run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, 
     first = planned[0].space
     if address is None:
         prepare_data(first, view)
+    from search import searcher  # with it comes Ray
+
     with storage.secrets_aside(), cluster.connected(address, view.message):
-        room = capacity.Capacity(first, local=address is None)
+        if address is None:
+            room, where = capacity.Capacity(first, local=True), searcher.NOWHERE_ELSE
+        else:
+            inspector = nodes.Inspector(needs=_needs(planned), tell=view.message)
+            room = capacity.Capacity(
+                first, local=False, admitted=inspector.admitted, refused=inspector.refused, grows=wait_for_nodes
+            )
+            where = searcher.Nodes(refused=inspector.refused, admits=inspector.admits, gone=inspector.gone)
+            inspector.require(room.suiting())
         parallel = room.require(wait_for_nodes)
         if not room():
-            view.message("no node can run a trial yet; waiting for one that can")
+            others = "what could is taken by others" if room.suiting() else "waiting for one that can"
+            view.message(f"no node can run a trial yet; {others}")
         with contextlib.ExitStack() as held:
             studies = []
             for each in planned:
@@ -286,7 +304,7 @@ def _run(planned: Sequence[Planned], address: str | None, wait_for_nodes: bool, 
                 studies.append(opened)
                 for line in opened.notes:
                     view.message(line)
-            return driver.drive(studies, room, view)
+            return driver.drive(studies, room, view, where)
 
 
 def _nothing_left(known: optuna.Study, space: Space, view: View) -> bool:
@@ -379,16 +397,27 @@ def check_weights(space: Space) -> None:
     Raises:
         WeightsError: one is missing or damaged; the message says which one goes where.
     """
-    from vqvae import weights
-    from vqvae.perceptual import LPIPS
+    if not space.trainer:
+        nodes.require_weights(space.base, _is_perceptual(space))
 
-    if space.trainer:
-        return
-    weights.require(space.base)
-    if space.base.evaluation.lpips:
-        LPIPS("alex", space.base.evaluation.lpips_trunk)
-    if space.base.loss.perceptual or any(p.name == "loss.perceptual" for p in space.parameters):
-        LPIPS("vgg", space.base.loss.lpips_trunk)
+
+def _has_images(space: Space) -> bool:
+    """Whether trials read images; a trainer of one's own whose space says nothing of them may read none."""
+    return not space.trainer or "data" in space.source["train"]
+
+
+def _is_perceptual(space: Space) -> bool:
+    return space.base.loss.perceptual > 0 or any(p.name == "loss.perceptual" for p in space.parameters)
+
+
+def _needs(planned: Sequence[Planned]) -> nodes.Needs:
+    """What trials need of each node."""
+    return nodes.Needs(
+        roots=tuple(sorted({each.root for each in planned})),
+        images=planned[0].space.base.data if _has_images(planned[0].space) else None,  # arms share them
+        weights=tuple((each.space.base, _is_perceptual(each.space)) for each in planned if not each.space.trainer),
+        plugins=tuple(code.content(file for each in planned for file in each.space.plugins)),
+    )
 
 
 def prepare_data(space: Space, view: View) -> None:
@@ -399,8 +428,8 @@ def prepare_data(space: Space, view: View) -> None:
     """
     from vqvae import data
 
-    if space.trainer and "data" not in space.source["train"]:
-        return  # who says nothing of images may have none
+    if not _has_images(space):
+        return
     told = time.monotonic()
 
     def tell(how_far: data.Decoding) -> None:

@@ -21,6 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search import attachments, records
 from search.errors import SearchError, UserError
+from search.searcher import NOWHERE_ELSE, Nodes
 from search.space import Space, violations
 from search.study import Flight, OpenStudy, Outcome
 
@@ -69,11 +70,13 @@ class StudyScheduler(FIFOScheduler):
 
     Args:
         studies: left out when Ray pickles its experiment.
+        nodes: where trials run.
     """
 
-    def __init__(self, studies: Sequence[OpenStudy]) -> None:
+    def __init__(self, studies: Sequence[OpenStudy], nodes: Nodes = NOWHERE_ELSE) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._studies = studies
+        self._nodes = nodes
 
     def on_trial_result(self, _controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Write what the worker reported; stop the trial once it is clear how it ends."""
@@ -81,7 +84,14 @@ class StudyScheduler(FIFOScheduler):
         if opened is None or (flight := opened.flights[trial.trial_id]).outcome is not None:
             return str(TrialScheduler.STOP)
         opened.lease.check()
-        flight.outcome = take(opened, flight, result)
+        flight.node = result["node"]
+        if result["ended"] == "unusable" and not self._nodes.admits(flight.node):
+            # It came there before the node was looked at. Whatever is missing there, other nodes have it.
+            flight.outcome = Outcome(state=TrialState.WAITING, reason=result["reason"])
+        elif result["began"]:
+            return str(TrialScheduler.CONTINUE)
+        else:
+            flight.outcome = take(opened, flight, result)
         return str(TrialScheduler.STOP if flight.outcome else TrialScheduler.CONTINUE)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ DEVICE = "device"
 REASON = "reason"
 INVALID = "invalid"
 RETRIES = "retries"
+LOST_NODES = "lost_nodes"
 SECONDS = "seconds"
 ENQUEUED = "enqueued"
 
@@ -363,6 +364,16 @@ def set_retries(trial: optuna.Trial, number: int) -> None:
     trial.set_user_attr(RETRIES, number)
 
 
+def lost_nodes(trial: FrozenTrial) -> int:
+    """How often the trial lost the machine on which it ran."""
+    return int(trial.user_attrs.get(LOST_NODES, 0))
+
+
+def set_lost_nodes(trial: optuna.Trial, number: int) -> None:
+    """Write how often the trial lost the machine on which it ran."""
+    trial.set_user_attr(LOST_NODES, number)
+
+
 def seconds(trial: FrozenTrial) -> float:
     """Wall seconds the trial spent training, over all its workers."""
     return float(trial.user_attrs.get(SECONDS, 0.0))
@@ -381,7 +392,7 @@ def copied(trial: FrozenTrial) -> Original | None:
 
 def copy_of(trial: FrozenTrial, original: Original) -> dict[str, Any]:
     """The attributes of a trial's copy: its decisions, metrics and reason, but no checkpoint, time or retries."""
-    left_out = (CHECKPOINT, SECONDS, RETRIES, INVALID)
+    left_out = (CHECKPOINT, SECONDS, RETRIES, LOST_NODES, INVALID)
     kept = {name: value for name, value in trial.user_attrs.items() if name not in left_out}
     return kept | {COPIED: asdict(original)}
 

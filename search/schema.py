@@ -67,6 +67,11 @@ class Resources(_Part):
     """GPUs, at most 1; a fraction lets as many trials share one as it holds."""
     cpus: float = Field(default=1.0, gt=0)
     """CPU cores."""
+    accelerator_type: str | None = Field(default=None, min_length=1, max_length=63)
+    """Kind of GPU, as Ray names those that it finds: A100, H100, L4, ...; none is any. Of a cluster only."""
+    labels: dict[str, str] | None = None
+    """Labels of the nodes that may run a trial, as nodes got them from ``ray start --labels``: ``{zone: b}``. A value
+    may be ``!b``, ``in(a, b)`` or ``!in(a, b)`` too. Of a cluster only."""
 
 
 class Keep(_Part):

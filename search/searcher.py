@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,29 @@ FAILURES = 5
 """Trials of a driver that all fail, before any other has ended, after which it spends no more of the budget."""
 
 
+LOST_NODES = 20
+"""Nodes that a trial may lose. It is no fault of the trial's, up to the one that takes every node down with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """What is known of the machines where trials run.
+
+    Attributes:
+        refused: identities of nodes where no trial can run; it may grow.
+        admits: whether a node was found to be as trials need it.
+        gone: whether a node, "" where it is not known which, is not there any more.
+    """
+
+    refused: Sequence[str] = ()
+    admits: Callable[[str], bool] = lambda _node: True
+    gone: Callable[[str], bool] = lambda _node: False
+
+
+NOWHERE_ELSE = Nodes()
+"""Those of a search on this machine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
     """What a worker is told to do: text and numbers only, no storage, no secret.
@@ -45,6 +68,7 @@ class Assignment:
         gpus: share of a GPU.
         control: name of the actor that tells workers to drain.
         trainer: hash of the file and name of the function that trains; "" is ours.
+        avoided: identities of nodes where it can't run.
     """
 
     number: int
@@ -55,6 +79,7 @@ class Assignment:
     gpus: float
     control: str
     trainer: str = ""
+    avoided: tuple[str, ...] = ()
 
 
 class StudySearcher(Searcher):
@@ -65,6 +90,7 @@ class StudySearcher(Searcher):
         capacity: trials that the cluster can run at once, now.
         measure: quantities known before training (parameters, bits_per_image, tokens) of a config.
         control: name of the actor that tells workers to drain.
+        nodes: where trials run.
     """
 
     def __init__(
@@ -73,12 +99,14 @@ class StudySearcher(Searcher):
         capacity: Callable[[], int],
         measure: Callable[[TrainConfig], Mapping[str, float]],
         control: str,
+        nodes: Nodes = NOWHERE_ELSE,
     ) -> None:
         super().__init__(metric=None, mode=None)  # Ray would insist on the metric in every light report.
         self.opened = opened
         self._capacity = capacity
         self._measure = measure
         self._control = control
+        self._nodes = nodes
         self._stop_asking = False
         self._failures: int | None = 0  # None once a trial has ended otherwise
         self.paused = False
@@ -134,7 +162,7 @@ class StudySearcher(Searcher):
             return
         try:
             opened.lease.check()
-            outcome = flight.outcome or _lost(opened, flight)
+            outcome = flight.outcome or _lost(opened, flight, self._nodes)
             tell(opened, flight, outcome)
             opened.ended(flight, outcome)
         except Exception as error:  # noqa: BLE001 - Ray would swallow it: the trial would stay RUNNING for ever
@@ -244,6 +272,7 @@ class StudySearcher(Searcher):
             gpus=opened.space.resources.gpus,
             control=self._control,
             trainer=":".join(trainer.meaning(opened.space) or ()),
+            avoided=tuple(self._nodes.refused),
         )
 
 
@@ -275,9 +304,16 @@ def tell(opened: OpenStudy, flight: Flight, outcome: Outcome) -> None:
     opened.keeper.let_go(opened.trials())
 
 
-def _lost(opened: OpenStudy, flight: Flight) -> Outcome:
-    """A trial whose worker ended without a word: it goes on elsewhere, up to `retries` times."""
-    retries = records.retries(opened.frozen(flight.trial))
+def _lost(opened: OpenStudy, flight: Flight, nodes: Nodes) -> Outcome:
+    """A trial whose worker ended without a word: it goes on elsewhere, up to `retries` times if its node is there."""
+    known = opened.frozen(flight.trial)
+    if nodes.gone(flight.node):
+        lost = records.lost_nodes(known) + 1
+        if lost > LOST_NODES:
+            return Outcome(state=TrialState.FAIL, reason=f"lost its node {lost} times")
+        records.set_lost_nodes(flight.trial, lost)
+        return Outcome(state=TrialState.WAITING, reason="its node was lost")
+    retries = records.retries(known)
     if retries >= opened.space.retries:
         return Outcome(state=TrialState.FAIL, reason=f"lost its worker {retries + 1} times")
     records.set_retries(flight.trial, retries + 1)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search import code, parameters, schema, trainer, yaml12
+from search import code, labels, parameters, schema, trainer, yaml12
 from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
 from search.schema import Budget, CodeFile, File, Finalists, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
@@ -217,10 +217,12 @@ def _override(values: dict[str, Any], text: str) -> yaml12.Path:
 
 
 def _path(key: str) -> tuple[str, ...]:
-    """The keys of a dotted one; those of `search` and `constraints` hold dots themselves."""
+    """The keys of a dotted one; those of `search` and `constraints` hold dots themselves, and those of labels may."""
     first, _, rest = key.partition(".")
     if first in ("search", "constraints") and rest:
         return (first, rest)
+    if key.startswith("resources.labels."):
+        return ("resources", "labels", key.removeprefix("resources.labels."))
     arm, _, within = rest.partition(".")
     return (first, arm, *_path(within)) if first == "arms" and within else tuple(key.split("."))
 
@@ -355,6 +357,12 @@ def _sensible(space: Space, document: yaml12.Document, known: Trainer | None) ->
         raise document.error(
             ("resources", "gpus"), f"a trial runs on at most one GPU, but got {space.resources.gpus:g}"
         )
+    kind, asked = space.resources.accelerator_type, space.resources.labels
+    if kind and not (space.resources.gpus and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", kind)):
+        expected = "must be a name such as A100, and resources.gpus above 0"
+        raise document.error(("resources", "accelerator_type"), f"{expected}, but got {kind!r}")
+    if asked and (problem := labels.problem(asked)):
+        raise document.error(("resources", "labels"), problem)
     metric, direction = space.objective.metric, space.objective.direction
     _require_measured(metric, space, known, ("objective", "metric"), document)
     right = vqvae_config.METRICS.get(metric)  # none of a plug-in's where that is not loaded, as it is for a reader

@@ -32,7 +32,8 @@ from search.space import Space
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # The search speaks for itself.
 
 OPERATIONAL = (
-    "budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus", "keep.best", "finalists.top",
+    "budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus",
+    "resources.accelerator_type", "resources.labels", "keep.best", "finalists.top",
     "finalists.seeds", "finalists.include", "log.tensorboard", "log.wandb",
 )  # fmt: skip
 """Keys that change how long and where a search runs and what it keeps, but no trial: they may change later."""
@@ -52,6 +53,7 @@ class Flight:
         outcome: how it ends, once that is known.
         unwanted: someone asked to prune it.
         finalist: what it judges again; None for a trial of the search itself.
+        node: identity of the node on which it runs, once its worker has told.
     """
 
     trial: optuna.Trial
@@ -63,6 +65,7 @@ class Flight:
     outcome: Outcome | None = None
     unwanted: bool = False
     finalist: records.Finalist | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,7 +412,11 @@ def _refuse_a_foreign_one(study: optuna.Study, wanted: Space, copies: Sequence[F
 
 def _refuse_a_change(stored: Space, wanted: Space, tie: records.Tie | None, accept_code: bool) -> None:
     free = (*OPERATIONAL, "plugins", "trainer")
-    lines = [line for line in space.difference(stored.source, wanted.source) if line.split(":")[0] not in free]
+    lines = [
+        line
+        for line in space.difference(stored.source, wanted.source)
+        if line.split(":")[0] not in free and not line.startswith("resources.labels.")
+    ]
     lines += trainer.difference(stored, wanted)
     other = [] if accept_code else code.difference(stored.plugins, wanted.plugins)
     if other and not lines:

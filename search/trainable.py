@@ -32,6 +32,7 @@ def run(config: dict[str, Any], plugins: Iterable[Plugin] = ()) -> None:
     Reports:
         step, metrics, evaluated; checkpoint (its folder below the output root, or None), pictures (names of those
         that lie in it), device (model of the GPU or CPU) and sizes (images of each split) with an evaluation;
+        began (the first one, which says nothing else), node (identity of the one that it runs on), and
         ended ("", stopped, diverged, out of memory, error, or unusable where no trial could run here) and reason.
     """
     from vqvae import conversion
@@ -42,6 +43,7 @@ def run(config: dict[str, Any], plugins: Iterable[Plugin] = ()) -> None:
     report = Reporter()
     saved = assignment.checkpoint
     try:
+        report(began=True)
         _share_the_gpu(assignment.gpus)
         code.run(plugins)
         stop = _stop_flag(assignment.control)
@@ -85,6 +87,7 @@ class Reporter:
     """
 
     def __init__(self) -> None:
+        self._node = ray.get_runtime_context().get_node_id()
         self._sending: threading.Thread | None = None
         self._ended: BaseException | None = None
 
@@ -100,6 +103,7 @@ class Reporter:
         sizes: Mapping[str, int] | None = None,
         ended: str = "",
         reason: str = "",
+        began: bool = False,
     ) -> None:
         """Send one report, with every key that `search.pruning.take` reads."""
         light = not (evaluated or checkpoint or ended)
@@ -116,6 +120,8 @@ class Reporter:
             "device": device,
             "ended": ended,
             "reason": reason,
+            "began": began,
+            "node": self._node,
         }
         if light:
             self._sending = threading.Thread(target=self._send, args=(fields,), name="report", daemon=True)

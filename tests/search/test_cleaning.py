@@ -60,7 +60,7 @@ def fly(driver, searcher, scheduler, assignment, name):
         if step > resumed:
             output.save(driver.output, folder, write)
         result = {"step": step, "metrics": [("val/psnr", value(config, step))], "evaluated": True}
-        result |= {"checkpoint": folder, "ended": "", "reason": ""}
+        result |= {"checkpoint": folder, "ended": "", "reason": "", "began": False, "node": ""}
         result |= {"pictures": ["reconstructions"], "device": "H200", "sizes": []}
         if scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result) == "STOP":
             break

@@ -97,6 +97,7 @@ def fly(place, searcher, scheduler, assignment, name):
             metrics["test/psnr"] = value(config, step) - 1
         report = {
             "step": step, "metrics": list(metrics.items()), "evaluated": True, "ended": "", "reason": "",
+            "began": False, "node": "",
             "checkpoint": f"tiny/trials/{assignment.number:05d}/step-{step:08d}",
             "pictures": [], "device": "", "sizes": [],
         }  # fmt: skip

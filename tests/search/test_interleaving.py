@@ -61,6 +61,7 @@ class Driver:
             metrics = {"val/psnr": value, **({"test/psnr": value - 1} if config.evaluation.test else {})}
             report = {
                 "step": step, "metrics": list(metrics.items()), "evaluated": True, "ended": "", "reason": "",
+                "began": False, "node": "",
                 "checkpoint": f"{told['study']}/trials/{told['number']:05d}/step-{step:08d}",
                 "pictures": [], "device": "", "sizes": [],
             }  # fmt: skip

@@ -146,7 +146,8 @@ def reports(assignment, metric):
         folder = f"tiny/trials/{assignment.number:05d}/step-{step:08d}"
         measured = [(metric, value(config, step))] if evaluated else []
         yield {"step": step, "metrics": measured, "evaluated": evaluated, "checkpoint": folder,
-               "ended": "", "reason": "", "pictures": [], "device": "", "sizes": []}  # fmt: skip
+               "ended": "", "reason": "",
+               "began": False, "node": "", "pictures": [], "device": "", "sizes": []}  # fmt: skip
 
 
 def opened(storage, wanted, root):

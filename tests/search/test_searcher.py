@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from search import lease as leases
 from search import pruning, records, space, storage, study
 from search.errors import LeaseError, SearchError, StudyError, UserError
-from search.searcher import Assignment, StudySearcher
+from search.searcher import LOST_NODES, Assignment, Nodes, StudySearcher
 from vqvae.conversion import from_dict
 
 WRITES = (
@@ -58,7 +58,15 @@ def value(config, step):
 
 
 def report(step, metrics=None, **other):
-    fields = {"evaluated": metrics is not None, "checkpoint": None, "ended": "", "reason": "", **LYING_THERE}
+    fields = {
+        "evaluated": metrics is not None,
+        "checkpoint": None,
+        "ended": "",
+        "reason": "",
+        "began": False,
+        "node": "",
+        **LYING_THERE,
+    }
     return {"step": step, "metrics": list((metrics or {}).items()), **fields, **other}
 
 
@@ -232,6 +240,44 @@ def test_after_a_sleep_the_lease_is_looked_at_before_anything_is_written(place, 
     with pytest.raises(LeaseError, match="another driver has taken over"):
         driver.lease.check()
     other.close()
+
+
+def test_a_lost_node_counts_against_no_trial_up_to_one_that_takes_them_all_down(place):
+    driver = opened(place)
+    nodes = Nodes(gone=lambda node: node == "away")
+    searcher = StudySearcher(driver, lambda: 1, lambda _config: {}, "control", nodes)
+    scheduler = pruning.StudyScheduler([driver], nodes)
+
+    def lose(node):
+        assert searcher.suggest("a")["number"] == 0
+        began = report(0, began=True, node=node)
+        assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="a"), began) == "CONTINUE"
+        searcher.on_trial_complete("a", error=True)
+        return driver.trials()[0]
+
+    for _ in range(LOST_NODES):
+        assert lose("away").state == TrialState.WAITING
+    assert records.retries(lose("here")) == 1
+    known = lose("away")
+    assert (known.state, records.reason(known)) == (TrialState.FAIL, "lost its node 21 times")
+    assert (records.retries(known), records.lost_nodes(known)) == (1, LOST_NODES)
+    driver.close()
+
+
+def test_a_trial_on_a_node_that_was_not_looked_at_yet_goes_on_elsewhere(place):
+    driver = opened(place)
+    refused = []
+    nodes = Nodes(refused=refused, admits=lambda node: node != "new")
+    searcher = StudySearcher(driver, lambda: 1, lambda _config: {}, "control", nodes)
+    scheduler = pruning.StudyScheduler([driver], nodes)
+    assert Assignment(**searcher.suggest("a")).avoided == ()
+    useless = report(0, ended="unusable", reason="no such folder", node="new")
+    assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="a"), useless) == "STOP"
+    searcher.on_trial_complete("a")
+    refused.append("new")
+    again = Assignment(**searcher.suggest("b"))
+    assert (again.number, again.avoided) == (0, ("new",))
+    driver.close()
 
 
 def first_flight(place):

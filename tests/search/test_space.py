@@ -226,6 +226,21 @@ BAD = {
         "gpus: 2",
         ":4: resources.gpus: a trial runs on at most one GPU, but got 2",
     ),
+    "a kind of GPU for trials without one": (
+        "gpus: 0",
+        "accelerator_type: A100, gpus: 0",
+        ":4: resources.accelerator_type: must be a name such as A100, and resources.gpus above 0, but got 'A100'",
+    ),
+    "a label that is no text": (
+        "gpus: 0",
+        "labels: {zone: 1}, gpus: 0",
+        ":4: resources.labels.zone: must be text, but got 1",
+    ),
+    "a label that Ray would not understand": (
+        "gpus: 0",
+        "labels: {zone: in(a}, gpus: 0",
+        ":4: resources.labels: zone: must be a value, !value, in(value, value) or !in(value, value), but got 'in(a'",
+    ),
     "gp with a pruner": (
         "parallel: 2",
         "sampler: {kind: gp}",

@@ -61,7 +61,8 @@ class Driver:
         folder = f"tiny/trials/{number:05d}/step-{step:08d}" if checkpoint else None
         metrics = [] if value is None else [("val/psnr", value)]
         result = {"step": step, "metrics": metrics, "evaluated": value is not None, "checkpoint": folder,
-                  "ended": ended, "reason": "", "pictures": [], "device": "", "sizes": []}  # fmt: skip
+                  "ended": ended, "reason": "",
+                  "began": False, "node": "", "pictures": [], "device": "", "sizes": []}  # fmt: skip
         decided = self.scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
         if decided == "STOP":
             self.searcher.on_trial_complete(name)
