@@ -60,8 +60,8 @@ CORPUS = {
     "export": "Error: Missing option '--to'.",
     "resume --set seed=3": (
         "--set seed: a study that goes on can change budget.trials, budget.hours, parallel, resources.gpus, "
-        "resources.cpus, resources.accelerator_type, resources.labels, keep.best, finalists.top, finalists.seeds, finalists.include, "
-        "log.tensorboard, log.wandb; nothing else"
+        "resources.cpus, resources.accelerator_type, resources.labels, keep.best, finalists.top, finalists.seeds, "
+        "finalists.include, log.tensorboard, log.wandb; nothing else"
     ),
     "resume --set parallel=0": "study tiny: parallel: must be at least 1, but got 0",
     "resume": "{house}/root: the output root of the study is not there; --output says where it has moved",
