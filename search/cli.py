@@ -65,7 +65,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (VqsearchError, VqvaeError) as error:
+        from search.code import hinted
         from search.text import printable
 
-        click.echo(f"vqsearch: {printable(str(error))}", err=True)
+        click.echo(f"vqsearch: {printable(hinted(str(error), error))}", err=True)
         sys.exit(2 if isinstance(error, (UserError, VqvaeError)) else 1)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from search.options import Command, json_option, output_option, print_json, say, storage_option, storage_url, terminal
+from search.options import (
+    Command,
+    json_option,
+    output_option,
+    plugin_option,
+    print_json,
+    say,
+    storage_option,
+    storage_url,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,9 +34,15 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 @storage_option
 @output_option
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Set any key of the space file.")
+@plugin_option
 @json_option
 def doctor(
-    space: str | None, storage: str | None, output: str | None, overrides: tuple[str, ...], as_json: bool
+    space: str | None,
+    storage: str | None,
+    output: str | None,
+    overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Look whether this machine can run a search: GPUs, files of weights, disks, storage, clock, limits.
 
@@ -40,7 +56,8 @@ def doctor(
 
     found = []
     console = None if as_json else terminal()
-    for each in looking.examine(space, overrides, url=functools.partial(storage_url, storage), root=output):
+    url = functools.partial(storage_url, storage)
+    for each in looking.examine(space, overrides, url=url, root=output, plugins=plugins):
         found.append(each)
         if console is not None:
             _show(console, each)

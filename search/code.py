@@ -16,13 +16,20 @@ from search import trust, yaml12
 from search.errors import StudyError
 from search.schema import CodeFile
 from vqvae import plugins
-from vqvae.plugins import Plugin, PluginError
+from vqvae.plugins import Plugin, PluginError, UnknownPartError
 
 DIGITS = 12
 """Of a hash, where people read it."""
 
 VERSION = "plug-in "
 """What stands before a file's name among the versions of packages."""
+
+MISSED = "one of your own needs its file, under plugins of a space file or as --plugin FILE"
+
+
+def hinted(problem: str, error: Exception) -> str:
+    """The words for an error, with what brings the part in where a config asks for an unknown one."""
+    return f"{problem}; {MISSED}" if isinstance(error, UnknownPartError) else problem
 
 
 def name_all(paths: Iterable[str]) -> list[Plugin]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search import machine, system
 from search.checkup import Finding, refused
-from search.errors import UserError, VqsearchError
+from search.errors import SpaceError, UserError, VqsearchError
 from vqvae.config import VqvaeError
 
 if TYPE_CHECKING:
@@ -28,7 +29,12 @@ SCANNING = frozenset({"mamba", "bimamba", "mambavision"})
 
 
 def examine(
-    file: str | None, overrides: Sequence[str], *, url: Callable[[Space | None], str], root: str | None
+    file: str | None,
+    overrides: Sequence[str],
+    *,
+    url: Callable[[Space | None], str],
+    root: str | None,
+    plugins: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """Look at everything, one thing after the other; nothing that is found is raised, and nothing takes for ever.
 
@@ -37,11 +43,14 @@ def examine(
         overrides: as in `search.space.load`.
         url: gives the URL of the storage, given the space.
         root: output root; None for that of the space, or the default one.
+        plugins: files of code besides those of the space.
     """
     yield from guarded("packages", machine.packages)
     loaded: list[Space] = []
-    if file is not None:
-        yield from guarded("space", functools.partial(_space, file, overrides, loaded), MODELS_S)
+    ran = guarded("plug-ins", functools.partial(_plugins, file, overrides, plugins), MODELS_S)
+    yield from ran
+    if file is not None and all(each.status == "ok" for each in ran):
+        yield from guarded("space", functools.partial(_space, file, overrides, plugins, loaded), MODELS_S)
     first = loaded[0] if loaded else None
     need, parallel = (first.resources, first.parallel) if first else (None, None)
     usable: list[machine.Device] = []
@@ -90,16 +99,34 @@ def _places(loaded: Sequence[Space], url: Callable[[Space | None], str], root: s
         yield from guarded("storage", lambda: stored.storage(where))
 
 
-def _space(file: str, overrides: Sequence[str], loaded: list[Space]) -> Iterator[Finding]:
+def _plugins(file: str | None, overrides: Sequence[str], given: Sequence[str]) -> Iterator[Finding]:
+    """Whether the code that the user names here runs here; that of a space file that can't be read is its own line."""
+    from search import code, space, yaml12
+    from vqvae.plugins import PluginError
+
+    try:
+        document = space.read(file, overrides) if file is not None else yaml12.Document(name="", value={})
+    except SpaceError:
+        return
+    try:
+        for each in code.of_file(document, Path(file or "").resolve().parent, given):
+            said = f"{each['path']} ({code.short(each['sha256'])}) runs here"
+            yield Finding(name="plug-ins", status="ok", said=said)
+    except PluginError as error:
+        mend = "mend the file, or install what it imports; nothing that needs it can be built"
+        yield Finding(name="plug-ins", status="error", said=str(error).partition("; ")[0], mend=mend)
+
+
+def _space(file: str, overrides: Sequence[str], plugins: Sequence[str], loaded: list[Space]) -> Iterator[Finding]:
     """What `vqsearch validate` checks; the spaces are kept though one of their models can't be built."""
     from search import comparison, curves, equality, launch, space
 
     compared: Comparison | None = None
     if comparison.is_comparison(file):
-        compared = comparison.load(file, overrides)
+        compared = comparison.load(file, overrides, plugins=plugins)
         loaded.extend(compared.arms.values())
     else:
-        loaded.append(space.load(file, overrides))
+        loaded.append(space.load(file, overrides, plugins=plugins))
     for each in loaded:
         launch.check_trainable(each)
         curves.check(each, each.output or "")

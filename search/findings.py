@@ -26,7 +26,7 @@ from search.standing import is_metric
 from search.storage import redact
 from search.verdict import Verdict
 from vqvae import conversion
-from vqvae.config import METRICS, ConfigError
+from vqvae.config import METRICS, VqvaeError
 from vqvae.model import bits_per_image
 
 LEAST_FOR_IMPORTANCES = 8
@@ -389,8 +389,9 @@ def _metrics(trial: FrozenTrial, space: Space) -> dict[str, float]:
     if trial.params and space.trainer is None:
         try:
             config = space.config(trial.params)
-            return found | {"tokens": float(config.tokens), "bits_per_image": bits_per_image(config)}
-        except (ConfigError, KeyError):  # a value that the space does not know, in a storage others write to
+            found["tokens"] = float(config.tokens)
+            return found | {"bits_per_image": bits_per_image(config)}
+        except (VqvaeError, KeyError):  # a part of a plug-in, or a value of a storage that others write to
             return found
     return found
 

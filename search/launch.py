@@ -28,6 +28,7 @@ from search import (
     lengthening,
     nodes,
     output,
+    parameters,
     progress,
     records,
     storage,
@@ -39,6 +40,7 @@ from search.progress import View
 from search.schema import CodeFile
 from search.space import Space
 from search.study import OpenStudy
+from vqvae import conversion
 from vqvae.config import COSTS, ConfigError, TrainConfig
 
 DECODING_EVERY_S = 10.0
@@ -327,32 +329,45 @@ def check_trainable(space: Space) -> None:
     Raises:
         SpaceError: with file, line and key.
     """
-    from vqvae import metrics, sources
+    from vqvae import losses, metrics, sources
 
     try:
         sources.require(space.base.data)
         metrics.measures(space.base.evaluation)
-    except ConfigError as unknown:
-        raise space.document.error(("train", *unknown.key.split(".")), unknown.problem) from None
+        losses.require(space.base.loss)
+    except ConfigError as error:
+        raise _refusal(space, ("train", *error.key.split(".")), error) from None
+    for each in space.parameters:
+        if each.name.startswith("loss.terms."):
+            try:
+                losses.require(conversion.replace(space.base, {each.name: 1.0}).loss)
+            except ConfigError as error:
+                raise _refusal(space, ("search", each.name), error) from None
+    parameters.require_owners(space.parameters, space.base, space.document)
     first, measured = _first(space), driver.measure(space)
     choices = {p.name: p.labels for p in space.parameters if p.kind == "choice" and not p.when}
     fault = functools.partial(_fault, space, measured)
-    error = fault(first)
-    if error is not None and error.key not in first:
-        raise space.document.error(("train", *error.key.split(".")), error.problem)
-    if space.trainer and error is None:
+    found = fault(first)
+    if found is not None and found.key not in first:
+        own = [name for name in first if name.startswith(f"{found.key}.")]  # options, refused together
+        raise _refusal(space, ("search", own[0]) if own else ("train", *found.key.split(".")), found)
+    if space.trainer and found is None:
         _require_costs(space, measured(space.config(first)))
     for name, labels in choices.items():
         for label in labels:
             alone = first | {name: label}
             others = (alone | {other: value} for other in choices.keys() - {name} for value in choices[other])
-            error = fault(alone)
-            if error is not None and all(fault(labels) for labels in others):
-                raise space.document.error(("search", name), f"{label!r} can't be built: {error}")
+            found = fault(alone)
+            if found is not None and all(fault(labels) for labels in others):
+                raise _refusal(space, ("search", name), found, f"{label!r} can't be built: {found}")
     for index, baseline in enumerate(space.baselines):
-        error = fault(first | dict(baseline))
-        if error is not None:
-            raise space.document.error(("baselines", index), f"can't be built: {error}")
+        found = fault(first | dict(baseline))
+        if found is not None:
+            raise _refusal(space, ("baselines", index), found, f"can't be built: {found}")
+
+
+def _refusal(space: Space, path: tuple[str | int, ...], error: ConfigError, words: str = "") -> SpaceError:
+    return space.document.error(path, code.hinted(words or error.problem, error))
 
 
 def _require_costs(space: Space, told: Mapping[str, float]) -> None:

@@ -352,6 +352,29 @@ def _try_trainer(
                 raise document.error(("search", parameter.name), f"{option} {error.problem}") from None
 
 
+def require_owners(searched: Sequence[Parameter], base: TrainConfig, document: yaml12.Document) -> None:
+    """Refuse a fixed option that one of several backbones (or quantizers) that are tried does not have.
+
+    Args:
+        searched: what is searched.
+        base: the config of every trial.
+        document: the file, for the place of an error.
+    """
+    choices = {parameter.name: {"choice": [value for _, value in parameter.choices]} for parameter in searched}
+    for holder, kind in OPTIONS.items():
+        tried = _named(kind, choices, base)[1:]
+        for option, value in operator.attrgetter(holder)(base).items():
+            without = [name for name in tried if option not in (plugins.options(kind, name) or {})]
+            owners = [name for name in tried if name not in without]
+            if without and owners:
+                key = plugins.KINDS[kind].key
+                raise document.error(
+                    ("train", *holder.split("."), option),
+                    f"{kind} {without[0]}, which is tried too, has no such option; expected it under search, as "
+                    f"{holder}.{option}: {{choice: [{value}], when: {{{key}: {owners[0]}}}}}",
+                )
+
+
 def _try_options(parameter: Parameter, search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> None:
     """As `_try_values`, with each part that has this option."""
     holder, _, option = parameter.name.rpartition(".")

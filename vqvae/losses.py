@@ -50,6 +50,16 @@ def admit(part: Any) -> Callable[[Tensor, Tensor], Tensor]:
     raise TypeError(f"must be a function of two batches of images, or a module class, but got {part!r}")
 
 
+def require(config: LossConfig) -> None:
+    """Makes sure that there is every term that a config gives a weight.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    for name in config.terms:
+        plugins.find("loss", TERMS, name)
+
+
 class Loss(nn.Module):
     """Weighted sum of reconstruction terms, plus the terms of the quantizer as they come, plus that of a GAN.
 

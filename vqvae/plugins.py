@@ -50,6 +50,10 @@ class PluginError(VqvaeError):
     """A plug-in that can't be loaded or registered."""
 
 
+class UnknownPartError(ConfigError):
+    """A part of a name that is neither ours nor registered; a file that has it may not have run."""
+
+
 @dataclass(frozen=True)
 class _Kind:
     home: str
@@ -211,13 +215,13 @@ def find(kind: str, entries: Mapping[str, Any], name: str, besides: tuple[str, .
         besides: names that are known to whoever asks, for the message.
 
     Raises:
-        ConfigError: no such part.
+        UnknownPartError: no such part.
         PluginError: an entry point of this name fails.
     """
     if name not in entries:
         enter_installed(kind, name)
     if name not in entries:
-        raise ConfigError(KINDS[kind].key, f"must be one of {', '.join((*besides, *entries))}, but got {name!r}")
+        raise UnknownPartError(KINDS[kind].key, f"must be one of {', '.join((*besides, *entries))}, but got {name!r}")
     return entries[name]
 
 
