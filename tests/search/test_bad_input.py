@@ -278,12 +278,13 @@ CORPUS = {
     ),
     "validate tiny.yaml --set train.model.backbone=bamba": (
         "--set train.model.backbone=bamba: train.model.backbone: must be one of convolution, attention, "
-        "mamba, bimamba, mambavision, but got 'bamba'"
+        "mamba, bimamba, mambavision, but got 'bamba'; one of your own needs its file, under plugins of a space "
+        "file or as --plugin FILE"
     ),
     "validate tiny.yaml --set 'search.model.backbone={choice: [attention, bamba]}'": (
         "--set search.model.backbone={choice: [attention, bamba]}: search.model.backbone: 'bamba' can't be "
         "built: model.backbone: must be one of convolution, attention, mamba, bimamba, mambavision, but got "
-        "'bamba'"
+        "'bamba'; one of your own needs its file, under plugins of a space file or as --plugin FILE"
     ),
     (
         "validate tiny.yaml --set 'search.model.head_size={choice: [16, 5, 8]}' --set "

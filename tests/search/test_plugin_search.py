@@ -8,10 +8,13 @@ import pytest
 import yaml
 from torch import nn
 
-from search import cli, space
+from search import cli, doctor, space
+from search.code import MISSED
 from search.errors import SpaceError
 from search.launch import check_trainable
-from vqvae import config, losses, metrics, model, plugins, register
+from vqvae import config, losses, metrics, model, plugins, quantize, register
+
+KINDS = ", ".join(quantize.QUANTIZERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +135,22 @@ def test_what_a_plugin_does_not_take_is_refused_with_its_place(tmp_path, search,
         (
             {"data": {"source": "web"}},
             "train.data.source",
-            "must be one of photographs, folder, huggingface, webdataset, but got 'web'",
+            f"must be one of photographs, folder, huggingface, webdataset, but got 'web'; {MISSED}",
         ),
         (
             {"evaluation": {"metrics": ["mine"]}},
             "train.evaluation.metrics",
-            "must be one of psnr, ssim, l1, but got 'mine'",
+            f"must be one of psnr, ssim, l1, but got 'mine'; {MISSED}",
+        ),
+        (
+            {"loss": {"terms": {"nearness": 0.1}}},
+            "train.loss.terms",
+            f"must be one of l1, l2, edges, but got 'nearness'; {MISSED}",
+        ),
+        (
+            {"quantizer": {"kind": "theirs"}},
+            "train.quantizer.kind",
+            f"must be one of {KINDS}, but got 'theirs'; {MISSED}",
         ),
         (
             {"model": {"backbone": "windowed", "options": {"window": 0}}},
@@ -154,6 +167,98 @@ def test_names_and_options_that_are_not_there_are_refused_before_a_launch(tmp_pa
         check_trainable(loaded)
     assert error.value.key == key
     assert str(error.value).endswith(f"{key}: {problem}")
+
+
+def test_an_unknown_part_that_is_searched_is_refused_with_how_its_file_is_named(tmp_path):
+    search = {"model.backbone": {"choice": ["attention", "mine"]}, "loss.terms.theirs": {"float": [0, 1]}}
+    with pytest.raises(SpaceError) as error:
+        check_trainable(_load(tmp_path, _values(search)))
+    assert str(error.value).endswith(f"search.loss.terms.theirs: must be one of l1, l2, edges, but got 'theirs'; {MISSED}")
+    del search["loss.terms.theirs"]
+    with pytest.raises(SpaceError) as error:
+        check_trainable(_load(tmp_path, _values(search)))
+    assert "search.model.backbone: 'mine' can't be built: model.backbone: must be one of" in str(error.value)
+    assert str(error.value).endswith(f"but got 'mine'; {MISSED}")
+
+
+def test_a_fixed_option_that_another_tried_backbone_lacks_is_refused_with_what_mends_it(tmp_path):
+    search = {"model.backbone": {"choice": ["attention", "windowed"]}}
+    with pytest.raises(SpaceError) as error:
+        check_trainable(_load(tmp_path, _values(search, options={"window": 2})))
+    mend = "model.options.window: {choice: [2], when: {model.backbone: windowed}}"
+    assert error.value.key == "train.model.options.window"
+    assert str(error.value).endswith(
+        f"backbone attention, which is tried too, has no such option; expected it under search, as {mend}"
+    )
+    mended = {"model.options.window": {"choice": [2], "when": {"model.backbone": "windowed"}}}
+    check_trainable(_load(tmp_path, _values(search | mended)))
+
+
+def test_options_that_are_refused_together_point_at_the_search(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class OddConfig:
+        size: int = 3
+
+        def __post_init__(self) -> None:
+            if self.size % 2 == 0:
+                raise ValueError(f"size must be odd, but got {self.size}")
+
+    register("backbone", "odd", config=OddConfig)(lambda _settings: nn.Identity())
+    values = _values({"model.options.size": {"int": [2, 8]}})
+    values["train"]["model"] = {"backbone": "odd"}
+    with pytest.raises(SpaceError) as error:
+        check_trainable(_load(tmp_path, values))
+    assert error.value.key == "search.model.options.size"
+    assert str(error.value).endswith("size must be odd, but got 2")
+
+
+def _measured(metric, *names, direction="minimize"):
+    values = _values({"optimizer.lr": {"float": [1e-4, 1e-3]}})
+    values["objective"] = {"metric": metric, "direction": direction}
+    values["train"]["evaluation"] = {"metrics": [*names]}
+    return values
+
+
+def test_a_metric_of_a_plugin_is_an_objective_that_trials_have_to_measure(tmp_path):
+    register("metric", "mine", direction="minimize")(lambda made, images: (made - images).mean((1, 2, 3)))
+    assert _load(tmp_path, _measured("val/mine", "mine")).objective.metric == "val/mine"
+    for values, problem in (
+        (
+            _measured("val/mine"),
+            "objective.metric: val/mine is a plug-in's, so that train.evaluation.metrics must list mine, for trials to "
+            "measure it",
+        ),
+        (
+            _measured("val/mine", "mine", direction="maximize"),
+            "objective.direction: val/mine is better the lower, so this must be minimize, but got 'maximize'",
+        ),
+        (_measured("val/mien", "mine"), "objective.metric: unknown metric 'val/mien'; did you mean val/mine?"),
+    ):
+        with pytest.raises(SpaceError) as error:
+            _load(tmp_path, values)
+        assert str(error.value).endswith(problem)
+
+
+def test_the_numbers_of_an_option_are_kept_as_its_type(tmp_path):
+    loaded = _load(tmp_path, _values({"model.options.gain": {"choice": [1, 2]}}))
+    assert json.dumps(loaded.source["search"]["model.options.gain"]["choice"]) == "[1.0, 2.0]"
+    del model.BACKBONES["windowed"], plugins._ENTERED["backbone", "windowed"]
+    (gain,) = space.parse(loaded.source, "study outside").parameters
+    assert [type(label) for label in gain.labels] == [float, float]
+
+
+@pytest.mark.parametrize(("text", "status"), [("import vqvae\n", "ok"), ("import nowhere_at_all\n", "error")])
+def test_the_doctor_runs_the_plugins_of_a_space(tmp_path, text, status):
+    (tmp_path / "mine.py").write_text(text)
+    values = _values({"optimizer.lr": {"float": [1e-4, 1e-3]}}) | {"plugins": ["./mine.py"]}
+    _load(tmp_path, values) if status == "ok" else (tmp_path / "outside.yaml").write_text(yaml.safe_dump(values))
+    (found,) = doctor._plugins(str(tmp_path / "outside.yaml"), (), ())
+    assert (found.name, found.status) == ("plug-ins", status)
+    if status == "ok":
+        assert found.said.startswith(f"{tmp_path}/mine.py (")
+    else:
+        assert found.said == f"{tmp_path}/mine.py:1: ModuleNotFoundError: No module named 'nowhere_at_all'"
+        assert found.mend == "mend the file, or install what it imports; nothing that needs it can be built"
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
