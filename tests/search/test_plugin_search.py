@@ -173,7 +173,9 @@ def test_an_unknown_part_that_is_searched_is_refused_with_how_its_file_is_named(
     search = {"model.backbone": {"choice": ["attention", "mine"]}, "loss.terms.theirs": {"float": [0, 1]}}
     with pytest.raises(SpaceError) as error:
         check_trainable(_load(tmp_path, _values(search)))
-    assert str(error.value).endswith(f"search.loss.terms.theirs: must be one of l1, l2, edges, but got 'theirs'; {MISSED}")
+    assert str(error.value).endswith(
+        f"search.loss.terms.theirs: must be one of l1, l2, edges, but got 'theirs'; {MISSED}"
+    )
     del search["loss.terms.theirs"]
     with pytest.raises(SpaceError) as error:
         check_trainable(_load(tmp_path, _values(search)))
