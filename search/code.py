@@ -69,8 +69,10 @@ def of_file(document: yaml12.Document, folder: Path, given: Sequence[str] = ()) 
         raise document.error(("plugins",), f"must be a list of Python files, but got {entries!r}")
     start = Path.cwd() if ("plugins",) in document.flags else folder
     found = [entry(each, document, ("plugins", index), start) for index, each in enumerate(entries)]
-    found += name_all(given)
-    return [record(plugin) for plugin in {plugin.sha256: plugin for plugin in reversed(found)}.values()][::-1]
+    kept: dict[str, dict[str, str]] = {}
+    for plugin in [*found, *name_all(given)]:
+        kept.setdefault(plugin.sha256, record(plugin))
+    return list(kept.values())
 
 
 def record(plugin: Plugin) -> dict[str, str]:

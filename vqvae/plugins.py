@@ -331,14 +331,15 @@ def read(path: str | Path) -> Plugin:
     Raises:
         PluginError: it can't be read.
     """
-    file = Path(path).expanduser().absolute()
+    file = Path(path)
     try:
+        file = file.expanduser().absolute()
         if ".." in file.parts:  # behind a link that leads elsewhere than by its name
             file = file.resolve()
         if file.exists() and not file.is_file():  # a device may have no end
             raise PluginError(f"{file}: this is no file; expected a Python file that can be read")
         return Plugin(path=str(file), content=file.read_bytes())
-    except (OSError, ValueError) as error:  # ValueError: a null in the path
+    except (OSError, ValueError, RuntimeError) as error:  # the last two: a null in the path, no such user behind a ~
         why = getattr(error, "strerror", None) or error
         raise PluginError(f"{file}: {why}; expected a Python file that can be read") from None
 

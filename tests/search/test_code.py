@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search import code, space, trust
+from search import code, comparison, extension, records, space, storage, study, trust
 from search.errors import SpaceError, StudyError
 from search.schema import CodeFile
 from vqvae import config, losses, metrics, model, plugins, sources
+from vqvae.plugins import PluginError
 
 PART = """\
 import vqvae
@@ -240,6 +241,69 @@ def test_what_differs_between_the_files_of_a_study_and_those_named_now_is_said(t
     write(one, "# other")
     line = f"{one} has changed: it was {was}, and now is {sha256(one)[:12]}"
     assert code.difference(before, kept(one, two)) == [line]
+
+
+def test_a_study_that_is_launched_again_with_other_code_is_refused_or_notes_it(tmp_path):
+    file = write(tmp_path / "part.py")
+    store, root = storage.open_storage(f"sqlite:///{tmp_path}/vqsearch.db"), str(tmp_path / "out")
+    study.create(store, load(tmp_path, [str(file)]), root, 1).close()
+    was = sha256(file)
+    write(file, "# other")
+    forget()
+    now = sha256(file)
+    wanted = load(tmp_path, [str(file)])
+    assert refusal(study.create, store, wanted, root, 1) == (
+        f"mine: {file} has changed: it was {was[:12]}, and now is {now[:12]}; expected the same code, or --accept-code, "
+        "which goes on with the new one and notes in the study from which trial on, or a study of its own: --study NAME"
+    )
+    opened = study.create(store, wanted, root, 1, accept_code=True)
+    opened.close()
+    assert opened.notes == [
+        f"other code from trial 0 on: plug-in part.py {was[:12]} before, plug-in part.py {now[:12]} now"
+    ]
+    assert [each["plug-in part.py"] for each in records.versions(opened.study)] == [was[:12], now[:12]]
+    assert records.space(opened.study)["plugins"] == [{"path": str(file), "sha256": now}]
+    study.create(store, wanted, root, 1).close()
+
+
+def test_a_study_whose_file_has_moved_goes_on_and_keeps_the_new_place(tmp_path):
+    old, new = write(tmp_path / "part.py"), write(tmp_path / "new" / "part.py")
+    store, root = storage.open_storage(f"sqlite:///{tmp_path}/vqsearch.db"), str(tmp_path / "out")
+    study.create(store, load(tmp_path, [str(old)]), root, 1).close()
+    opened = study.create(store, load(tmp_path, [str(new)]), root, 1)
+    opened.close()
+    assert opened.notes == []
+    assert records.space(opened.study)["plugins"] == [{"path": str(new), "sha256": sha256(new)}]
+
+
+def test_what_a_study_takes_over_from_another_was_made_by_the_same_code(tmp_path):
+    file = write(tmp_path / "part.py")
+    store = storage.open_storage(f"sqlite:///{tmp_path}/vqsearch.db")
+    study.create(store, load(tmp_path, [str(file)]), str(tmp_path / "out"), 1).close()
+    was = sha256(file)
+    write(file, "# other")
+    forget()
+    wanted = load(tmp_path, [str(file)], study="more")
+    assert refusal(extension.extend, store, wanted, "mine", lambda _config: {}) == (
+        f"more: values of mine might not mean the same: {file} has changed: it was {was[:12]}, and now is "
+        f"{sha256(file)[:12]}; expected the same code, or --accept-code where they do"
+    )
+    accepted = refusal(extension.extend, store, wanted, "mine", lambda _config: {}, accept_code=True)
+    assert accepted.startswith("more: no trial of mine can be taken over: it has none")
+
+
+def test_the_code_of_a_comparison_is_that_of_all_its_arms(tmp_path, write_duel):
+    file = write(tmp_path / "part.py")
+    loaded = comparison.load(write_duel({("plugins",): ["part.py"]}))
+    assert [arm.source["plugins"] for arm in loaded.arms.values()] == [[{"path": str(file), "sha256": sha256(file)}]] * 2
+    with pytest.raises(SpaceError, match=r"arms\.mamba\.plugins: an arm sets train, search, baselines; all else is"):
+        comparison.load(write_duel({("arms", "mamba", "plugins"): ["part.py"]}))
+
+
+@pytest.mark.parametrize("path", ["~nobody-at-all/part.py", "a\0b.py"])
+def test_a_path_that_no_system_knows_is_refused(path):
+    with pytest.raises(PluginError, match="expected a Python file that can be read"):
+        code.name_all([path])
 
 
 def test_files_of_one_name_are_told_apart_among_the_versions(tmp_path):
