@@ -349,8 +349,10 @@ def check_trainable(space: Space) -> None:
     fault = functools.partial(_fault, space, measured)
     found = fault(first)
     if found is not None and found.key not in first:
-        own = [name for name in first if name.startswith(f"{found.key}.")]  # options, refused together
-        raise _refusal(space, ("search", own[0]) if own else ("train", *found.key.split(".")), found)
+        # Options that are refused together stand under search, where none is fixed.
+        own = [name for name in first if name.startswith(f"{found.key}.")]
+        fixed = not own or operator.attrgetter(found.key)(space.base)
+        raise _refusal(space, ("train", *found.key.split(".")) if fixed else ("search", own[0]), found)
     if space.trainer and found is None:
         _require_costs(space, measured(space.config(first)))
     for name, labels in choices.items():

@@ -237,8 +237,8 @@ CORPUS = {
     ),
     "train tiny.yaml --to x": (
         "tiny.yaml:1: study: unknown field; known are batch_size, checkpoint_every, compile, data, device, "
-        "ema_decay, evaluation, gan, loss, micro_batch, model, optimizer, parametrization, precision, quantizer, "
-        "rungs, seed, steps"
+        "ema_decay, evaluation, gan, loss, micro_batch, model, optimizer, options, parametrization, precision, "
+        "quantizer, rungs, seed, steps"
     ),
     "train preset:resnet --to x": (
         "preset: must be one of convolution, attention, mamba, bimamba, mambavision, convolution-small, "

@@ -253,8 +253,9 @@ def test_a_study_that_is_launched_again_with_other_code_is_refused_or_notes_it(t
     now = sha256(file)
     wanted = load(tmp_path, [str(file)])
     assert refusal(study.create, store, wanted, root, 1) == (
-        f"mine: {file} has changed: it was {was[:12]}, and now is {now[:12]}; expected the same code, or --accept-code, "
-        "which goes on with the new one and notes in the study from which trial on, or a study of its own: --study NAME"
+        f"mine: {file} has changed: it was {was[:12]}, and now is {now[:12]}; expected the same code, or "
+        "--accept-code, which goes on with the new one and notes in the study from which trial on, or a study of its "
+        "own: --study NAME"
     )
     opened = study.create(store, wanted, root, 1, accept_code=True)
     opened.close()
@@ -295,7 +296,9 @@ def test_what_a_study_takes_over_from_another_was_made_by_the_same_code(tmp_path
 def test_the_code_of_a_comparison_is_that_of_all_its_arms(tmp_path, write_duel):
     file = write(tmp_path / "part.py")
     loaded = comparison.load(write_duel({("plugins",): ["part.py"]}))
-    assert [arm.source["plugins"] for arm in loaded.arms.values()] == [[{"path": str(file), "sha256": sha256(file)}]] * 2
+    assert [arm.source["plugins"] for arm in loaded.arms.values()] == [
+        [{"path": str(file), "sha256": sha256(file)}]
+    ] * 2
     with pytest.raises(SpaceError, match=r"arms\.mamba\.plugins: an arm sets train, search, baselines; all else is"):
         comparison.load(write_duel({("arms", "mamba", "plugins"): ["part.py"]}))
 

@@ -1,6 +1,7 @@
 """Parts of plug-ins in a space file: their options and weights are searched like the fields of ours."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -303,6 +304,15 @@ def test_the_examples_train_and_tokenize_where_they_are_named_and_are_missed_whe
     assert str(error.value) == f"model.backbone: must be one of {ours}, but got 'grid'"
     _run(*tokenize, files[0])
     assert (tmp_path / "tokens.npz").is_file()
+
+
+def test_the_search_of_the_docs_takes_the_examples(tmp_path):
+    text = (EXAMPLES.parent / "docs" / "plugins.md").read_text()
+    (written,) = re.findall(r"```yaml\n(study: grid\n.*?)```", text, re.DOTALL)
+    (tmp_path / "grid.yaml").write_text(written.replace("./", f"{EXAMPLES}/"))
+    loaded = space.load(tmp_path / "grid.yaml")
+    check_trainable(loaded)
+    assert [Path(file.path).name for file in loaded.plugins] == ["grid_backbone.py", "edge_metric.py"]
 
 
 def test_what_the_first_example_refuses_is_said_in_its_words(tmp_path):
