@@ -1,8 +1,4 @@
-"""A trainer of one's own: a small autoencoder without codes, searched like ours.
-
-In a space file:   trainer: ../examples/own_trainer.py:train
-with               objective: {metric: val/mse, direction: minimize}
-and                search: {options.width: {int: [8, 64], log: true}, options.lr: {float: [1.0e-4, 1.0e-2], log: true}}
+"""A trainer of one's own: a small autoencoder without codes; docs/plugins.md has a space file that searches it.
 
 b images, h and w rows and columns of pixels
 """

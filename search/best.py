@@ -64,7 +64,8 @@ def as_yaml(study: optuna.Study, space: Space, trial: FrozenTrial) -> str:
     del values["rungs"]
     metric = space.objective.metric
     value = f"{metric} {units.text(metric, trial.value)}" if trial.state == TrialState.COMPLETE else trial.state.name
-    return f"# study {one_line(study.study_name)}, trial {trial.number}: {value}\n{yaml12.dump(values)}"
+    whose = f", for {one_line(space.trainer)} in place of vqsearch's own trainer" if space.trainer else ""
+    return f"# study {one_line(study.study_name)}, trial {trial.number}: {value}{whose}\n{yaml12.dump(values)}"
 
 
 def table(

@@ -36,7 +36,8 @@ def export(
     from search import code, models
 
     loaded, space = load(storage, study)
-    code.require(loaded.study_name, space.plugins, plugins, accept_code)
+    if not space.trainer:  # of another trainer's checkpoint nothing is read but its bytes
+        code.require(loaded.study_name, space.plugins, plugins, accept_code)
     say(models.export(loaded, number, Path(target)))
 
 
@@ -180,7 +181,7 @@ def train(
     quiet: bool,
 ) -> None:
     """Train one model: of a config file (YAML or JSON), of preset:NAME, or of a study's trial."""
-    from search import code, models
+    from search import code, models, trainer
     from search.run_view import RunView
     from search.space import assignment
     from vqvae import conversion
@@ -194,6 +195,7 @@ def train(
         changes["steps"] = steps
     if number is not None:
         loaded, space = load(storage, study)
+        trainer.require_ours(space, "vqsearch train trains")
         code.require(loaded.study_name, space.plugins, plugins, accept_code, others=True)
         settings = conversion.replace(models.config_of(loaded, space, number), changes)
     else:

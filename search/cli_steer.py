@@ -85,12 +85,13 @@ def enqueue(
     """Try settings of your own next; the sampler chooses the parameters that are not given."""
     from search import asking, code, lease, parameters
     from search import launch as launching
+    from search import study as studies
 
     loaded, space = load(storage, study)
     name, store = loaded.study_name, loaded._storage
     labels = asking.settings(space, settings)
-    code.require(name, space.plugins, plugins, accept_code)
-    launching.check_settings(space, labels, "enqueue")
+    there = code.require(name, space.plugins, plugins, accept_code)
+    launching.check_settings(studies.operational(space, {}, there), labels, "enqueue")
     number = asking.enqueue(loaded, labels)
     rest = "" if len(labels) == len(space.parameters) else "; the sampler chooses the rest"
     say(f"{name}: trial {number} waits: {parameters.settings(labels)}{rest}")

@@ -33,9 +33,7 @@ def config_of(study: optuna.Study, space: Space, number: int) -> TrainConfig:
 
     Raises:
         StudyError: no such trial, or one that has no parameters yet.
-        UserError: the study's trainer is not ours.
     """
-    trainer.require_ours(space, "vqsearch train trains")
     trial = trial_of(study, number)
     if not trial.params:
         raise StudyError(f"{study.study_name}: trial {number} is waiting and has no parameters yet")
@@ -232,9 +230,10 @@ def _export(study: optuna.Study, number: int, target: Path) -> str:
 
     root = records.output(study)
     if output.has_gone(root, record.folder):
+        again = f"; train it again: vqsearch train --study {name} --trial {number} --to DIR"
         raise StudyError(
-            f"{name}: trial {number} is {trial.state.name} and its checkpoint has gone, as the space file's keep says; "
-            f"train it again: vqsearch train --study {name} --trial {number} --to DIR"
+            f"{name}: trial {number} is {trial.state.name} and its checkpoint has gone, as the space file's keep says"
+            f"{'' if (records.space(study) or {}).get('trainer') else again}"
         )
     with output.fetched(root, record.folder) as folder:
         if (folder / RECORD).is_file():  # only its trainer knows what a model is

@@ -111,15 +111,10 @@ def on_worker(meaning: str) -> Trainer:
 
 def difference(before: Trained, now: Trained) -> list[str]:
     """A line where two spaces have different trainers; whether a file has changed is for `search.code` to say."""
-    files = [file_of(each.plugins, each.trainer) for each in (before, now)]
-    first, second = (
-        (PurePath(file.path).name, trainers.parts(each.trainer)[1]) if file and each.trainer else None
-        for file, each in zip(files, (before, now), strict=True)
-    )
-    moved = meaning(before) == meaning(now)
-    return (
-        [] if first == second or moved else [f"trainer: {before.trainer or '(absent)'} -> {now.trainer or '(absent)'}"]
-    )
+    first, second = (PurePath(each.trainer or "").name for each in (before, now))  # with the function
+    if first == second or (before.trainer and now.trainer and meaning(before) == meaning(now)):
+        return []
+    return [f"trainer: {before.trainer or '(absent)'} -> {now.trainer or '(absent)'}"]
 
 
 def require_ours(space: Trained, what: str) -> None:
@@ -147,8 +142,3 @@ def require_our_model(folder: Path, what: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return  # whoever reads it says what is wrong
     raise UserError(f"{folder}: its trainer is {trainer}; {what} models of vqsearch's own trainer only")
-
-
-def name(trainer: str) -> str:
-    """What people call it: ``my_train.py:train``."""
-    return PurePath(trainer).name

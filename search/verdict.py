@@ -88,6 +88,7 @@ class Verdict:
         gpus: of one trial.
         seed: of the search.
         chosen: number of the trial that the search ranked first; None where it ranked none.
+        measured_on: images, or data where a trainer of one's own says what it is.
     """
 
     metric: str
@@ -100,6 +101,7 @@ class Verdict:
     gpus: float
     seed: int
     chosen: int | None
+    measured_on: str
 
     @property
     def winner(self) -> Contender:
@@ -152,6 +154,7 @@ def judge(study: optuna.Study, space: Space, read: Read | None = None) -> Verdic
         gpus=space.resources.gpus,
         seed=space.seed,
         chosen=next((trial.number for trial in retention.ranked(trials, study.direction)), None),
+        measured_on="data" if space.trainer else "images",
     )
 
 
@@ -166,8 +169,8 @@ def lines(verdict: Verdict) -> list[str]:
         chosen = "the search chose it: " if first.of == verdict.chosen else ""
         said.append(
             f"{chosen}in the search (seed {verdict.seed}) it had {units.text(metric, first.searched)}; fresh seeds "
-            f"have {units.text(metric, first.validated)} on the same validation images and "
-            f"{units.text(metric, first.means[metric].value)} on the test images"
+            f"have {units.text(metric, first.validated)} on the same validation {verdict.measured_on} and "
+            f"{units.text(metric, first.means[metric].value)} on the test {verdict.measured_on}"
         )
     if verdict.waiting:
         said.append(f"{verdict.waiting} finalists have not ended")

@@ -141,17 +141,17 @@ def subject(kind: str, name: str, settings: dict[str, Any]) -> Subject:
     """A part in a small run of its own.
 
     Args:
-        kind: of `KINDS`.
-        name: of the part, which need not be loaded yet.
+        kind: of `KINDS`, or trainer.
+        name: of the part, which need not be loaded yet; of a trainer FILE.py:FUNCTION.
         settings: fields of the run by their dotted names, over `SMALL`.
 
     Raises:
         PluginError: another kind.
         ConfigError: settings that are none.
     """
-    if kind not in KINDS:
-        raise PluginError(f"kind: must be one of {', '.join(KINDS)}, but got {kind!r}")
-    chosen: dict[str, Any] = {KINDS[kind].key: name}
+    if kind not in (*KINDS, "trainer"):
+        raise PluginError(f"kind: must be one of {', '.join(KINDS)}, trainer, but got {kind!r}")
+    chosen: dict[str, Any] = {} if kind == "trainer" else {KINDS[kind].key: name}
     if kind == "loss":
         chosen = {f"loss.{name}" if name in ("l1", "l2") else f"loss.terms.{name}": 1.0}
     elif kind == "metric":

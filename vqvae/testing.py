@@ -1,4 +1,5 @@
-"""Checks of one's own parts: what ours are held to, for a backbone, quantizer, metric, term of the loss or source.
+"""Checks of one's own parts: what ours are held to, for a backbone, quantizer, metric, term of the loss, source or
+trainer.
 
     import pytest
     from vqvae import testing
@@ -21,7 +22,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vqvae import checks_backbone, checks_data, checks_images, checks_quantizer
+from vqvae import checks_backbone, checks_data, checks_images, checks_quantizer, checks_trainer
 from vqvae.checks import Check, CheckFailed, Outcome, Subject, subject
 from vqvae.checks_backbone import reached
 from vqvae.checks_quantizer import require_codes
@@ -37,6 +38,7 @@ _CHECKS: dict[str, _Trials] = {
     "loss": checks_images.LOSS_CHECKS,
     "metric": checks_images.METRIC_CHECKS,
     "data": checks_data.CHECKS,
+    "trainer": checks_trainer.CHECKS,
 }
 
 _PROMISES: dict[str, _Trials] = {
@@ -60,8 +62,8 @@ def checks(
     on small models, draws the same random numbers every time, and leaves torch's generator as it was.
 
     Args:
-        kind: backbone, quantizer, loss, metric or data.
-        name: by which it is registered.
+        kind: backbone, quantizer, loss, metric, data or trainer.
+        name: by which it is registered; of a trainer FILE.py:FUNCTION.
         settings: dotted fields of `TrainConfig` for the small run in which it is checked, such as
             {"model.options.kernel": 3, "model.width": 32}; the model is 16 wide, one block deep, of 32 pixels.
         promises: what it promises besides; see `PROMISES`.

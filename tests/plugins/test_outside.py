@@ -23,11 +23,14 @@ PARTS = {
 }
 """Of each kind: name, settings, promises."""
 
+TRAINER = f"{OUTSIDE}/outside_tokenizers/components.py:train"
+"""It is named by its file, and needs no entry point."""
+
 CASES = [
     pytest.param(check, id=f"{name}-{check}")
     for kind, (name, settings, promises) in PARTS.items()
     for check in testing.checks(kind, name, settings, promises=promises)
-]
+] + [pytest.param(check, id=f"trainer-{check}") for check in testing.checks("trainer", TRAINER, {"options.lr": 0.1})]
 
 
 @pytest.mark.parametrize("check", CASES)
@@ -40,6 +43,12 @@ def test_a_part_from_a_file_passes_them_too_with_its_defaults(kind):
     name, _, _ = PARTS[kind]
     plugins.load(OUTSIDE / "outside_tokenizers" / f"{name.replace('-', '_')}.py")
     assert str(testing.report(kind, name).failed) == "()"
+
+
+def test_the_trainer_to_copy_passes_them_too():
+    example = Path(__file__).parents[2] / "examples" / "own_trainer.py"
+    report = testing.report("trainer", f"{example}:train", {"options.width": 4})
+    assert not report.failed, str(report)
 
 
 def test_a_run_with_all_parts_of_the_package_is_saved_and_loaded(installed, tmp_path):

@@ -22,8 +22,10 @@ from search import (
     trainer,
     yaml12,
 )
+from search import study as studies
 from search.errors import SpaceError, StudyError
 from search.launch import check_trainable
+from search.schema import CodeFile
 from vqvae import config as settings
 from vqvae import plugins
 
@@ -228,6 +230,26 @@ def test_what_its_dataclass_and_its_costs_do_not_know_is_refused_before_a_launch
         check_trainable(loaded)
     assert error.value.key == key
     assert str(error.value).endswith(f"{key}: {problem.format(folder=tmp_path)}")
+
+
+def test_a_trainer_whose_file_lies_elsewhere_is_the_same_and_another_function_is_not(write, tmp_path):
+    loaded = space.load(write())
+    there = CodeFile(path="/elsewhere/mine.py", sha256=loaded.plugins[0].sha256)
+    moved = studies.operational(loaded, {}, [there])
+    assert moved.trainer == "/elsewhere/mine.py:train"
+    assert trainer.difference(loaded, moved) == []
+    search = {"optimizer.lr": {"float": [1e-4, 1e-3]}}
+    objective = {"metric": "val/l1", "direction": "minimize"}
+    other = space.load(write(trainer="./mine.py:plain", search=search, train={}, objective=objective))
+    assert trainer.difference(loaded, other) == [f"trainer: {tmp_path}/mine.py:train -> {tmp_path}/mine.py:plain"]
+
+
+def test_a_study_that_does_not_keep_the_file_of_its_trainer_is_damaged(write, tmp_path):
+    source = {**space.load(write()).source, "plugins": []}
+    with pytest.raises(SpaceError) as error:
+        space.parse(source, "study slopes")
+    expected = f"trainer: {tmp_path}/mine.py: must be one of plugins, which keep the hash of each file"
+    assert str(error.value) == f"study slopes: {expected}"
 
 
 def test_options_without_a_trainer_of_one_s_own_are_refused(tiny_file):

@@ -95,7 +95,7 @@ def space_file(tmp_path):
 
 
 def test_a_search_whose_driver_is_killed_goes_on_from_its_storage_to_the_exact_budget(
-    space_file, tmp_path, reached, start, refused
+    space_file, tmp_path, reached, start, refused, command
 ):
     process = start([*VQSEARCH, "launch", str(space_file)], cwd=tmp_path)
     reached(process, f"sqlite:///{tmp_path}/vqsearch.db", 10)
@@ -109,7 +109,7 @@ def test_a_search_whose_driver_is_killed_goes_on_from_its_storage_to_the_exact_b
     assert "has changed" in refused("resume")
     (tmp_path / "mine.py").write_text(FILE)
 
-    resumed = subprocess.run([*VQSEARCH, "resume"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    resumed = subprocess.run([*VQSEARCH, "resume"], cwd=tmp_path, capture_output=True, text=True, timeout=480)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "goes on at step" in resumed.stdout
     study = study_in(tmp_path)
@@ -140,11 +140,22 @@ def test_a_search_whose_driver_is_killed_goes_on_from_its_storage_to_the_exact_b
         assert trial.value == curve(best.params["options.slope"], seed)[90]
         assert trial.user_attrs["test/height"] == -trial.value
 
+    command("enqueue", "options.slope=2.0", check=0)
+    (tmp_path / "mine.py").unlink()  # what is only copied, or told, runs no code
+    command("export", "--to", "best", check=0)
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {"height.json", "trainer.json"}
+    expected = (
+        f"tiny: its trainer is {tmp_path}/mine.py:train; vqsearch train trains models of vqsearch's own trainer only"
+    )
+    assert refused("train", "--trial", "0", "--to", "again") == f"vqsearch: {expected}"
+    _, told, _ = command("best", "--yaml", check=0)
+    assert told.splitlines()[0].endswith(f", for {tmp_path}/mine.py:train in place of vqsearch's own trainer")
+
 
 def test_a_trainer_that_skips_a_rung_ends_the_search_and_hands_its_trials_back(space_file, tmp_path):
     words = ["--set", "train.options={skips: 30}", "--set", "search.options.slope={float: [1, 4]}"]
     command = [*VQSEARCH, "launch", str(space_file), *words]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=480)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     line = (
         f"can't run: trainer {tmp_path}/mine.py:train: is at step 40, and did not evaluate at step 30; expected "

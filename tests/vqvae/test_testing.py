@@ -59,7 +59,7 @@ def test_a_check_draws_the_same_every_time_and_leaves_the_generator_alone():
     assert drawn[0] == drawn[1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "trainer"])
 def test_every_check_says_what_it_promises_under_a_name_of_its_own(kind):
     checks = testing.checks(kind, "any", promises=testing.PROMISES.get(kind, ()))
     assert len({check.name for check in checks}) == len(checks)
@@ -68,7 +68,7 @@ def test_every_check_says_what_it_promises_under_a_name_of_its_own(kind):
 
 def test_the_guide_lists_every_check():
     guide = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
-    for kind in KINDS:
+    for kind in (*KINDS, "trainer"):
         for check in testing.checks(kind, "any", promises=testing.PROMISES.get(kind, ())):
             assert f"`{check.name}`" in guide
 
@@ -76,7 +76,7 @@ def test_the_guide_lists_every_check():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sampler", "a"), "kind: must be one of backbone, quantizer, loss, metric, data, but got 'sampler'"),
+        (("sampler", "a"), "kind: must be one of backbone, quantizer, loss, metric, data, trainer, but got 'sampler'"),
         (("metric", "a", {"model.widht": 3}), "model.widht: unknown field; did you mean width?"),
     ],
 )
