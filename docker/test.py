@@ -33,12 +33,10 @@ PROJECT = "vqsearch-test"
 MINE = f"label=com.docker.compose.project={PROJECT}"
 TRIALS = 12
 
-LAUNCH = [
-    *("vqsearch", "launch", "/opt/vqsearch/spaces/demo.yaml", "--address", "auto", "--output", "/output"),
-    *("--set", f"budget.trials={TRIALS}"),
-]
-STATES = """select coalesce(json_agg(json_build_object('number', t.number, 'state', t.state, 'retries', coalesce(
-    (select a.value_json::int from trial_user_attributes a where a.trial_id = t.trial_id and a.key = 'retries'), 0)
+LAUNCH = ["vqsearch", "launch", "spaces/demo.yaml", "--output", "/output", "--set", f"budget.trials={TRIALS}"]
+STATES = """select coalesce(json_agg(json_build_object('number', t.number, 'state', t.state, 'lost', coalesce((
+    select sum(a.value_json::int) from trial_user_attributes a
+    where a.trial_id = t.trial_id and a.key in ('retries', 'lost_nodes')), 0)
     ) order by t.number), '[]') from trials t join studies s using (study_id) where s.study_name = 'demo'"""
 
 
@@ -193,7 +191,7 @@ class Cluster:
         return call(*self.docker, "run", "--rm", "--network", "host", *shown, IMAGE, *command, check=check)
 
     def trials(self) -> list[dict[str, Any]]:
-        """Number, state and retries of each trial of the study, from its tables; none before these are there."""
+        """Number, state and lost workers of each trial of the study, from its tables; none before these are there."""
         (name,) = self.containers("postgres")
         psql = ("psql", "--username=vqsearch", "--dbname=vqsearch", "--no-align", "--tuples-only", "--command", STATES)
         said = call(*self.docker, "exec", name, *psql, check=False)
@@ -283,39 +281,39 @@ def _form(password: str) -> bytes:
 def check_search(cluster: Cluster) -> None:
     """A search from outside ends with the exact budget, though a worker is killed and the other cut off for a while."""
     killed, cut = cluster.containers("worker")
-    submit = ("ray", "job", "submit", "--address", cluster.ray, "--no-wait", "--submission-id", "demo", "--", *LAUNCH)
-    cluster.outside(*submit)
-    say("submitted from outside: " + shlex.join(LAUNCH))
+    said = cluster.outside(*LAUNCH, "--address", cluster.ray)
+    (job,) = re.findall(r"job (\S+) is submitted", said)
+    say(f"submitted from outside as {job}: {shlex.join(LAUNCH)}")
     until("two trials run, one on each worker", lambda: cluster.count("RUNNING") == 2, 180)
     time.sleep(5)
 
     call(*cluster.docker, "kill", killed)
     say(f"killed {killed}")
-    until("its trial is back", lambda: any(trial["retries"] for trial in cluster.trials()), 180)
+    until("its trial is back", lambda: any(trial["lost"] for trial in cluster.trials()), 180)
     until("Ray has given the node up", lambda: cluster.nodes() == 2, 180)
     call(*cluster.docker, "start", killed)
     until("the worker is a node again", lambda: cluster.nodes() == 3, 180)
     until("two trials run again", lambda: cluster.count("RUNNING") == 2, 120)
     time.sleep(5)
 
-    lost = sum(trial["retries"] for trial in cluster.trials())
+    lost = sum(trial["lost"] for trial in cluster.trials())
     network = f"{PROJECT}_default"
     call(*cluster.docker, "network", "disconnect", network, cut)
     say(f"cut {cut} off the network")
     until("Ray has given the node up", lambda: cluster.nodes() == 2, 180)
-    until("its trial is back", lambda: sum(trial["retries"] for trial in cluster.trials()) > lost, 180)
+    until("its trial is back", lambda: sum(trial["lost"] for trial in cluster.trials()) > lost, 180)
     connect = (*cluster.docker, "network", "connect", "--alias", "worker", network, cut)
     # Docker refuses while it starts the container again, which it does once Ray there has given up.
     until("connected again", lambda: "rror" not in call(*connect, check=False), 120)
     until("the worker is a node again", lambda: cluster.nodes() == 3, 180)
     until(f"{TRIALS} trials have ended", lambda: cluster.count("COMPLETE", "PRUNED", "FAIL") == TRIALS, 1200, 5)
-    status = ("ray", "job", "status", "--address", cluster.ray, "demo")
+    status = ("ray", "job", "status", "--address", cluster.ray, job)
     until("the job has succeeded", lambda: "succeeded" in cluster.outside(*status), 120)
 
     trials = cluster.trials()
     assert [trial["number"] for trial in trials] == list(range(TRIALS)), trials
     assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}, trials
-    say(f"{TRIALS} of {TRIALS} trials, none lost, none run twice: {sum(t['retries'] for t in trials)} lost workers")
+    say(f"{TRIALS} of {TRIALS} trials, none lost, none run twice: {sum(t['lost'] for t in trials)} lost workers")
     print(cluster.compose("run", "--rm", "vqsearch", "status"), flush=True)
 
 

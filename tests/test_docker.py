@@ -174,6 +174,16 @@ def test_a_secret_that_is_not_there_is_an_error_of_one_line(tmp_path):
     )
 
 
+@pytest.mark.parametrize("section", ["Docker Compose", "Kubernetes"])
+def test_four_commands_lead_to_a_running_search_and_name_files_that_are_there(section):
+    text = (ROOT / "docs" / "cluster.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    commands = re.findall(r"^\$ (.*)", text, re.M)
+    assert 0 < len(commands) <= 4
+    named = {path for path in re.findall(r"(?:docker|spaces)/[\w./-]+\w", " ".join(commands)) if "secrets" not in path}
+    assert named
+    assert all((ROOT / path).exists() for path in named)
+
+
 def test_the_test_says_where_there_is_no_docker():
     done = subprocess.run(
         [sys.executable, DOCKER / "test.py"],
