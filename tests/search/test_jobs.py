@@ -1,7 +1,7 @@
 """Commands as jobs of a Ray cluster; the last test submits one to a real one."""
 
 import os
-import shutil
+import sys
 import time
 
 import optuna
@@ -77,7 +77,7 @@ def test_a_launch_is_submitted_from_outside_and_runs_on_the_cluster(
 
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    (bin_folder / "vqsearch").write_text(f'#!/bin/sh\nexec {shutil.which("python")} -P -m search "$@"\n')
+    (bin_folder / "vqsearch").write_text(f'#!/bin/sh\nexec {sys.executable} -P -m search "$@"\n')
     (bin_folder / "vqsearch").chmod(0o755)
     url = postgresql()
     (tmp_path / "url").write_text(url)
