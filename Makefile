@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help demo test check format soak docker-test clean
+.PHONY: help demo test check format soak docker-test slurm-test clean
 
 help:
 	@echo "make demo         install into .venv and search four backbones on bundled photographs"
@@ -11,6 +11,7 @@ help:
 	@echo "make check        formatting, lint, types and import contracts"
 	@echo "make soak         kill drivers, workers and Ray at random under a search, on SQLite and PostgreSQL"
 	@echo "make docker-test  build the image and search in containers while one is killed and one cut off the network"
+	@echo "make slurm-test   search for longer than a job lasts, on a Slurm that is started for it"
 	@echo "make clean        remove what demo and test made"
 
 demo: $(VENV)/.installed
@@ -39,6 +40,10 @@ soak: $(VENV)/.installed-dev
 docker-test:
 	@echo "==> a search on docker/compose.yaml (ten minutes on two cores, after the build)"
 	@$(PYTHON) docker/test.py
+
+slurm-test: $(VENV)/.installed-dev
+	@echo "==> a search on a Slurm of two nodes on this machine (about five minutes; apt-get install slurm-wlm munge)"
+	@$(BIN)/pytest -rs tests/search/test_slurm.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "==> making $(VENV) and installing vqsearch into it (about 6 GB, most of it torch; some minutes)"

@@ -6,7 +6,17 @@ import sys
 
 import click
 
-from search import cli_clean, cli_compare, cli_doctor, cli_judge, cli_look, cli_models, cli_search, cli_steer
+from search import (
+    cli_clean,
+    cli_compare,
+    cli_doctor,
+    cli_judge,
+    cli_look,
+    cli_models,
+    cli_search,
+    cli_slurm,
+    cli_steer,
+)
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
 
@@ -31,6 +41,7 @@ for command in (
     cli_search.launch,
     cli_compare.compare,
     cli_search.resume,
+    cli_slurm.slurm,
     cli_steer.stop,
     cli_steer.pause,
     cli_steer.prune,

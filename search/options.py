@@ -150,13 +150,18 @@ def storage_url(flag: str | None, space: Space | None = None) -> str:
     return found
 
 
+def storage_file(url: str) -> str:
+    """The file that `--storage-file` named, where this URL came from it; else ""."""
+    context = click.get_current_context(silent=True)
+    path, named = context.meta.get(_STORAGE_FILE, ("", None)) if context else ("", None)
+    return str(path) if url == named else ""
+
+
 def storage_flag(url: str) -> str:
     """What a command line needs to find this storage again, without its password; "" where it is the default one."""
     from search.storage import redact
 
-    context = click.get_current_context(silent=True)
-    path, named = context.meta.get(_STORAGE_FILE, (None, None)) if context else (None, None)
-    if url == named:
+    if path := storage_file(url):
         return f" --storage-file '{path}'"
     return f" --storage '{redact(url)}'" if url != storage_url(None) else ""
 
