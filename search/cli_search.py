@@ -139,7 +139,8 @@ def resume(
     compared = comparing.name_of(store, [study])
     loaded, name = load_driven(storage, study)
     changes = dict(map(assignment, overrides)) | ({} if trials is None else {"budget.trials": trials})
-    if told := asking.go_on(loaded._storage, loaded.study_name, bool(changes or output or steps or plugins)):
+    changed = bool(changes or output or steps or plugins or accept_code)
+    if told := asking.go_on(loaded._storage, loaded.study_name, changed):
         say(f"{name}: {told}")
         return
     if detach:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from search import comparison, credentials, space
 from search.errors import ResourceError, SpaceError, UserError
 from search.text import one_line
+from vqvae import plugins, trainers
 
 if TYPE_CHECKING:
     from search import yaml12
@@ -79,7 +80,7 @@ def named(parcel: Parcel, trials: int | None = None) -> Parcel:
         trials: a budget in place of the file's.
 
     Returns:
-        The same with the plug-ins of the file too.
+        The same with the plug-ins of the file too, and its trainer where it will lie.
 
     Raises:
         UserError: with file, line and key.
@@ -105,8 +106,25 @@ def named(parcel: Parcel, trials: int | None = None) -> Parcel:
         name = parcel.name or loaded.study
     set_to = [value for path, value in given if path == ("output",)]
     _require_shared(parcel.output or (set_to or [document.value.get("output")])[-1], "--output", needed=True)
-    files = tuple(file.path for file in loaded.plugins)
-    return dataclasses.replace(parcel, plugins=files, name=name)
+    sent = dataclasses.replace(parcel, plugins=tuple(file.path for file in loaded.plugins), name=name)
+    if loaded.trainer is None:
+        return sent
+    path, function = trainers.parts(loaded.trainer)
+    inside = sent.names()[sent.plugins.index(path)]
+    return dataclasses.replace(sent, overrides=(*sent.overrides, f"trainer={inside}:{function}"))
+
+
+def pack(parcel: Parcel, folder: Path) -> None:
+    """Write what travels into a folder, which is where the job's driver starts.
+
+    Raises:
+        PluginError: a file of code can't be read.
+    """
+    if parcel.file is not None:
+        shutil.copyfile(parcel.file, folder / Path(parcel.file).name)
+    for path, inside in zip(parcel.plugins, parcel.names(), strict=True):
+        (folder / inside).parent.mkdir(parents=True)
+        (folder / inside).write_bytes(plugins.read(path).content)
 
 
 def _assigned(text: str) -> tuple[yaml12.Path, Any]:
@@ -154,13 +172,10 @@ def submit(address: str, words: Sequence[str], parcel: Parcel) -> str:
 
     Raises:
         ResourceError: nothing answers there, or it does not take us in.
+        PluginError: a file of code can't be read.
     """
     with tempfile.TemporaryDirectory(prefix="vqsearch-job-") as folder:
-        if parcel.file is not None:
-            shutil.copyfile(parcel.file, Path(folder) / Path(parcel.file).name)
-        for path, inside in zip(parcel.plugins, parcel.names(), strict=True):
-            (Path(folder) / inside).parent.mkdir(parents=True)
-            shutil.copyfile(path, Path(folder) / inside)
+        pack(parcel, Path(folder))
         entrypoint = shlex.join(["vqsearch", *words])
         return _handed_over(address.rstrip("/"), entrypoint, folder, parcel.name)
 

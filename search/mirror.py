@@ -23,6 +23,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage, _CachedStorage
 from optuna.storages._cached_storage import _StudyInfo
 from optuna.storages._rdb.models import StudySystemAttributeModel
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 _ONLY: ContextVar[str | None] = ContextVar("_ONLY", default=None)
@@ -66,11 +67,21 @@ class Mirror(_CachedStorage):
         self._highest: dict[int, int] = {}
         """Study -> the highest id of its trials that was read."""
 
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """As Optuna's; SQLite gives the id of a study that someone has deleted, and those of its trials, once more."""
+        with self._order:
+            made = super().create_new_study(directions, study_name)
+            self._highest.pop(made, None)
+            self._known.clear()
+        return made
+
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna's."""
         made = super().create_new_trial(study_id, template_trial)
         if template_trial is None:
-            self._ours.add(made)
+            with self._order:
+                self._ours.add(made)
+                self._known.discard(made)
         return made
 
     def delete_study(self, study_id: int) -> None:

@@ -46,6 +46,7 @@ def follow(
         Diverged: it says so, or a number that it reports is not finite.
         OutOfMemory: of the device.
         CheckpointError: `resume` is no checkpoint of a trainer.
+        RuntimeError: it raises an OSError, such as for a file of its own; anything else that it raises comes as it is.
     """
     run = _Run(trainer, config, stop)
     first = None if resume is None else run.restore(resume)
@@ -65,6 +66,8 @@ def follow(
                 return
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(str(error).strip().partition("\n")[0]) from error
+    except OSError as error:  # of ours it says that no trial can run here; what is wrong with theirs, nobody knows
+        raise RuntimeError(f"trainer {trainer.name}: {error}") from error
     run.fail(f"ended after step {run.step}; expected to go on to step {config.steps} and to evaluate there")
 
 

@@ -66,6 +66,24 @@ def test_two_plugins_of_one_name_travel_apart(tmp_path):
     assert sent.names() == ["plugins/0/mine.py", "plugins/1/mine.py"]
 
 
+def test_a_trainer_of_ones_own_is_found_where_the_job_starts(command, tiny_file, tmp_path):
+    (tmp_path / "mine.py").write_text("def train(config, resume, stop):\n    yield\n")
+    tiny_file.write_text(f"trainer: ./mine.py:train\n{tiny_file.read_text()}")
+    sent = jobs.named(jobs.Parcel(file=str(tiny_file), output="/shared/out"))
+    assert sent.overrides == ("trainer=plugins/0/mine.py:train",)
+    head = tmp_path / "head"
+    head.mkdir()
+    jobs.pack(sent, head)
+    (tmp_path / "mine.py").unlink()
+    command("validate", "tiny.yaml", "--set", sent.overrides[0], cwd=head, check=0)
+
+
+@pytest.mark.parametrize(("given", "problem"), [("none.py", "No such file or directory"), (".", "this is no file")])
+def test_a_plugin_that_cannot_be_read_is_not_submitted(refused, tmp_path, given, problem):
+    line = refused("resume", *NOWHERE, "--plugin", given)
+    assert line == f"vqsearch: {(tmp_path / given).absolute()}: {problem}; expected a Python file that can be read"
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_launch_is_submitted_from_outside_and_runs_on_the_cluster(

@@ -89,6 +89,20 @@ def test_a_write_that_failed_lets_the_trial_be_read_again(tmp_path):
     assert study.get_trials(deepcopy=False)[0].user_attrs == {"seconds": 1}
 
 
+def test_a_study_that_got_the_ids_of_a_deleted_one_is_read_from_its_start(tmp_path):
+    url = f"sqlite:///{tmp_path}/a"
+    storage = Mirror(RDBStorage(url))
+    for name in ("first", "second"):
+        study = optuna.create_study(storage=storage, study_name=name)
+        trial = study.ask()
+        assert [each.state for each in study.get_trials(deepcopy=False)] == [TrialState.RUNNING]
+        trial.report(1.0, 1)
+        assert study.get_trials(deepcopy=False)[0].intermediate_values == {1: 1.0}
+        study.tell(trial, 1.0)
+        assert [each.state for each in study.get_trials(deepcopy=False)] == [TrialState.COMPLETE]
+        optuna.delete_study(study_name=name, storage=RDBStorage(url))  # by another process
+
+
 def test_what_a_snapshot_held_stays_and_a_copy_may_be_changed(tmp_path):
     storage = Mirror(RDBStorage(f"sqlite:///{tmp_path}/a"))
     study = optuna.create_study(storage=storage)

@@ -212,6 +212,15 @@ def test_too_little_memory_is_said_as_ours():
         list(follow(trainer(train), CONFIG))
 
 
+def test_an_error_of_its_files_is_an_error_of_its_code():
+    def train(config, resume, stop):
+        yield Progress(step=1, metrics={}, evaluated=False)
+        raise FileNotFoundError(2, "No such file or directory", "vocabulary.txt")
+
+    with pytest.raises(RuntimeError, match=r"^trainer \S+: \[Errno 2\] No such file or directory: 'vocabulary.txt'$"):
+        list(follow(trainer(train), CONFIG))
+
+
 def test_the_test_split_is_measured_at_the_last_step_where_it_is_asked_for():
     config = replace(CONFIG, {"evaluation.test": True, "rungs": ()})
     with pytest.raises(TrainerError) as error:
