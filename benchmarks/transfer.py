@@ -200,11 +200,12 @@ def key(row: Row) -> str:
 
 
 def report(rows: list[Row], folder: Path) -> None:
-    """Tables and picture of what there is."""
+    """Tables and picture of what there is, each thing once."""
+    rows = list({key(row): row for row in rows}.values())
     day = max(row["at"] for row in rows)[:10]
     parts = [
         f"# Transfer over width and depth, {day}\n",
-        f"`python benchmarks/transfer.py measure`, {len(rows)} rows, one thread of {os.cpu_count()} cores "
+        f"`python benchmarks/transfer.py measure`, {len(rows)} [rows]({day}-transfer.jsonl), one thread of {os.cpu_count()} cores "
         f"({platform.machine()}, {platform.system()}), Python {platform.python_version()}, torch {torch.__version__}; "
         f"{sum(row['cpu_s'] for row in rows) / 60:.0f} CPU minutes.\n",
     ]
@@ -217,6 +218,7 @@ def report(rows: list[Row], folder: Path) -> None:
         picture = f"{day}-transfer.png"
         parts.append(regrets(by_gate["rate"]) + f"\n![loss against learning rate]({picture})\n")
         draw(by_gate["rate"], folder / picture)
+    (folder / f"{day}-transfer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / f"{day}-transfer.md").write_text("\n".join(parts))
 
 
