@@ -205,8 +205,8 @@ def report(rows: list[Row], folder: Path) -> None:
     day = max(row["at"] for row in rows)[:10]
     parts = [
         f"# Transfer over width and depth, {day}\n",
-        f"`python benchmarks/transfer.py measure`, {len(rows)} [rows]({day}-transfer.jsonl), one thread of {os.cpu_count()} cores "
-        f"({platform.machine()}, {platform.system()}), Python {platform.python_version()}, torch {torch.__version__}; "
+        f"`python benchmarks/transfer.py measure`, {len(rows)} [rows]({day}-transfer.jsonl), one thread of "
+        f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), Python {platform.python_version()}, torch {torch.__version__}; "
         f"{sum(row['cpu_s'] for row in rows) / 60:.0f} CPU minutes.\n",
     ]
     by_gate = {gate: [row for row in rows if row["gate"] == gate] for gate in MEASURES}
