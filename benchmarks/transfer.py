@@ -206,7 +206,8 @@ def report(rows: list[Row], folder: Path) -> None:
     parts = [
         f"# Transfer over width and depth, {day}\n",
         f"`python benchmarks/transfer.py measure`, {len(rows)} [rows]({day}-transfer.jsonl), one thread of "
-        f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), Python {platform.python_version()}, torch {torch.__version__}; "
+        f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
+        f"Python {platform.python_version()}, torch {torch.__version__}; "
         f"{sum(row['cpu_s'] for row in rows) / 60:.0f} CPU minutes.\n",
     ]
     by_gate = {gate: [row for row in rows if row["gate"] == gate] for gate in MEASURES}
