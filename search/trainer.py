@@ -112,7 +112,9 @@ def on_worker(meaning: str) -> Trainer:
 def difference(before: Trained, now: Trained) -> list[str]:
     """A line where two spaces have different trainers; whether a file has changed is for `search.code` to say."""
     first, second = (PurePath(each.trainer or "").name for each in (before, now))  # with the function
-    if first == second or (before.trainer and now.trainer and meaning(before) == meaning(now)):
+    old, new = meaning(before), meaning(now)
+    swapped = old is not None and old != new and old[0] in {file.sha256 for file in now.plugins}  # so no file changed
+    if (first == second and not swapped) or (old is not None and old == new):
         return []
     return [f"trainer: {before.trainer or '(absent)'} -> {now.trainer or '(absent)'}"]
 

@@ -244,6 +244,22 @@ def test_a_trainer_whose_file_lies_elsewhere_is_the_same_and_another_function_is
     assert trainer.difference(loaded, other) == [f"trainer: {tmp_path}/mine.py:train -> {tmp_path}/mine.py:plain"]
 
 
+def test_a_trainer_is_another_one_where_the_file_of_the_old_one_is_still_named(write, tmp_path):
+    for version in ("v1", "v2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "mine.py").write_text(f"{FILE}\n# {version}\n")
+    one, two = "./v1/mine.py", "./v2/mine.py"
+    both = space.load(write(plugins=[one, two], trainer=f"{two}:train"))
+    first = space.load(write(plugins=[one, two], trainer=f"{one}:train"))
+    alone = space.load(write(trainer=f"{one}:train"))
+    swapped = f"trainer: {tmp_path}/v2/mine.py:train -> {tmp_path}/v1/mine.py:train"
+    assert trainer.difference(both, first) == [swapped]
+    back = f"trainer: {tmp_path}/v1/mine.py:train -> {tmp_path}/v2/mine.py:train"
+    assert trainer.difference(alone, both) == [back]
+    assert trainer.difference(alone, first) == []
+    assert trainer.difference(alone, space.load(write(trainer=f"{two}:train"))) == []  # its file has changed
+
+
 def test_a_study_that_does_not_keep_the_file_of_its_trainer_is_damaged(write, tmp_path):
     source = {**space.load(write()).source, "plugins": []}
     with pytest.raises(SpaceError) as error:
