@@ -28,6 +28,7 @@ from search.records import Original
 from search.space import Space, violations
 from vqvae import conversion
 from vqvae.config import COSTS, METRICS, ConfigError, TrainConfig
+from vqvae.trainers import CostsError
 
 INDIFFERENT = (
     "rungs", "seed", "device", "compile", "checkpoint_every", "micro_batch", "data.cache", "loss.lpips_trunk",
@@ -134,7 +135,7 @@ def _copy(
     try:
         config = old.config(trial.params)
         quantities = dict(measure(config))
-    except ConfigError:
+    except (ConfigError, CostsError):
         raise _Left("of settings that can't be built") from None
     labels = _labels(config, wanted)
     quantities |= {name: float(trial.user_attrs[name]) for name in (*COSTS, *METRICS) if name in trial.user_attrs}

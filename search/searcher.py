@@ -24,6 +24,7 @@ from search.space import violations
 from search.study import Flight, OpenStudy, Outcome
 from vqvae.config import ConfigError, TrainConfig
 from vqvae.conversion import to_dict
+from vqvae.trainers import CostsError
 
 INVALID_PER_TRIAL = 10
 """Trials refused before training, as a multiple of the budget, after which the search gives up."""
@@ -240,7 +241,7 @@ class StudySearcher(Searcher):
     def _violations(self, flight: Flight) -> Outcome | None:
         try:
             quantities = self._measure(self.opened.space.config(flight.labels))
-        except ConfigError as error:
+        except (ConfigError, CostsError) as error:
             return Outcome(state=TrialState.PRUNED, reason=str(error), constraints={"valid": 1.0})
         broken = violations(self.opened.space.constraints, quantities)
         if not broken:

@@ -47,6 +47,10 @@ RECORD = "trainer.json"
 """File that lies with the checkpoints of a trainer, beside what it writes: who trained, and what was last measured."""
 
 
+class CostsError(PluginError):
+    """The costs of a trainer raise for a run, or are no mapping of names to finite numbers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Attached:
     config: type | None = None
@@ -90,7 +94,7 @@ class Trainer:
 
         Raises:
             ConfigError: options that it refuses.
-            PluginError: they raise, or are no mapping of names to finite numbers.
+            CostsError: they raise, or are no mapping of names to finite numbers.
         """
         run = self.settled(config)
         try:
@@ -98,15 +102,13 @@ class Trainer:
         except ConfigError:
             raise
         except Exception as error:  # whatever the user's code does becomes one line
-            raise PluginError(
-                f"{self.name}: costs raised {type(error).__name__}: {error}".partition("\n")[0]
-            ) from error
+            raise CostsError(f"{self.name}: costs raised {type(error).__name__}: {error}".partition("\n")[0]) from error
         sound = isinstance(found, Mapping) and all(
             isinstance(name, str) and isinstance(value, (int, float)) and math.isfinite(value)
             for name, value in found.items()
         )
         if not sound:
-            raise PluginError(f"{self.name}: costs must give a mapping of names to finite numbers, but gave {found!r}")
+            raise CostsError(f"{self.name}: costs must give a mapping of names to finite numbers, but gave {found!r}")
         return {name: float(value) for name, value in found.items()}
 
 

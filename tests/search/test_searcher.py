@@ -13,6 +13,7 @@ from search import pruning, records, space, storage, study
 from search.errors import LeaseError, SearchError, StudyError, UserError
 from search.searcher import LOST_NODES, Assignment, Nodes, StudySearcher
 from vqvae.conversion import from_dict
+from vqvae.trainers import Trainer
 
 WRITES = (
     "create_new_trial",
@@ -373,6 +374,26 @@ def test_a_fault_that_fails_every_trial_does_not_spend_the_budget(place):
     drive(opened(place))
     assert [state for _, state, *_ in history(place)].count(TrialState.FAIL) == 5
     assert len(history(place)) == 7
+
+
+def test_settings_for_which_costs_raise_are_pruned_with_the_reason_and_the_search_goes_on(place):
+    driver = opened(place)
+    calls = iter(range(100))
+
+    def costs(_config):
+        if next(calls) == 0:
+            raise ZeroDivisionError("width")
+        return {"tokens": 16.0}
+
+    mine = Trainer(name="/mine.py:train", sha256="0" * 64, function=lambda *_: iter(()), costs=costs)
+    searcher = StudySearcher(driver, lambda: 1, mine.quantities, "control")
+    assert searcher.suggest("0")["number"] == 1
+    driver.close()
+    first = driver.trials()[0]
+    assert first.state == TrialState.PRUNED
+    assert records.reason(first) == "/mine.py:train: costs raised ZeroDivisionError: width"
+    assert first.constraints == {"valid": 1.0}
+    assert not records.counts(first)
 
 
 def test_trials_that_fail_among_others_do_not_end_the_search(place):
