@@ -128,10 +128,11 @@ def require(
         The files that ran, where they are now; the others of `kept` are theirs.
 
     Raises:
-        StudyError: a file that is not there, that has changed, that was never named here, or that is none of the study.
+        StudyError: a file that is not there, that has changed, that was never named here, that is none of the study, or
+            that could be one or another of it.
         PluginError: a file of the command line can't be read, or one raises.
     """
-    named, left = _matched(kept, [plugins.read(path) for path in given])
+    named, left = _matched(study, kept, [plugins.read(path) for path in given])
     if left and not others:
         raise StudyError(
             f"{study}: --plugin {left[0].path}: the study has no such file; expected one of its own, {_listed(kept)}; "
@@ -156,17 +157,46 @@ def require(
     return [CodeFile(**record(plugin)) for plugin in found]
 
 
-def _matched(kept: Sequence[CodeFile], given: Sequence[Plugin]) -> tuple[dict[str, Plugin], list[Plugin]]:
-    """Hash of a study's file -> what was given for it, as `_ALIKE` says; and what is left."""
+def _matched(study: str, kept: Sequence[CodeFile], given: Sequence[Plugin]) -> tuple[dict[str, Plugin], list[Plugin]]:
+    """Hash of a study's file -> what was given for it, as `_ALIKE` says; and what is left.
+
+    Raises:
+        StudyError: by its name alone, what was given could be any of several.
+    """
     found: dict[str, Plugin] = {}
     left = list(given)
-    for alike in _ALIKE:
+    for alike in _ALIKE[:-1]:
         for file in kept:
             plugin = next((p for p in left if alike((file.path, file.sha256), (p.path, p.sha256))), None)
             if plugin is not None and file.sha256 not in found:
                 found[file.sha256] = plugin
                 left.remove(plugin)
+    gone = [file for file in kept if file.sha256 not in found and not _intact(file)]
+    for plugin in tuple(left):
+        name = Path(plugin.path).name
+        fitting = [file for file in gone if Path(file.path).name == name]
+        rivals = [each.path for each in left if Path(each.path).name == name]
+        if fitting and len(rivals) > 1:
+            raise StudyError(
+                f"{study}: --plugin {', '.join(rivals)}: by their name each could be {_listed(fitting)}; expected one"
+            )
+        if len(fitting) > 1:
+            raise StudyError(
+                f"{study}: --plugin {plugin.path}: by its name it could be any of {_listed(fitting)}; expected each of "
+                "them at its own place, or as it was"
+            )
+        if fitting:
+            found[fitting[0].sha256] = plugin
+            left.remove(plugin)
     return found, left
+
+
+def _intact(file: CodeFile) -> bool:
+    """Whether a file is as it was, at its own place."""
+    try:
+        return plugins.read(file.path).sha256 == file.sha256
+    except PluginError:
+        return False
 
 
 _ALIKE: tuple[Callable[[tuple[str, str], tuple[str, str]], bool], ...] = (
@@ -233,6 +263,11 @@ def versions(files: Iterable[CodeFile]) -> dict[str, str]:
 def versions_of(held: Mapping[str, Any]) -> dict[str, str]:
     """Those among the versions of trials that are of files."""
     return {name: str(value) for name, value in held.items() if name.startswith(VERSION)}
+
+
+def hashes_of(held: Mapping[str, Any]) -> list[str]:
+    """Their hashes, sorted: what tells code from other code, wherever its files lie and whatever they are called."""
+    return sorted(versions_of(held).values())
 
 
 def words(held: Mapping[str, Any]) -> str:

@@ -377,15 +377,15 @@ def _claimed(study: optuna.Study, root: str) -> bool:
 def _other_versions(study: optuna.Study, stored: Space) -> list[str]:
     """Write with which versions the search goes on, where they are others; lines that say so."""
     now, last = versions() | code.versions(stored.plugins), records.versions(study)[-1]
-    changed = [f"{name} {last[name]}, this is {now[name]}" for name in now if name in last and last[name] != now[name]]
-    code_changed = code.versions_of(now) != code.versions_of(last)
+    changed = [f"{name} {last[name]}, this is {v}" for name, v in versions().items() if last.get(name, v) != v]
+    code_changed = code.hashes_of(now) != code.hashes_of(last)
     if not changed and not code_changed:
         return []
     trials = study.get_trials(deepcopy=False)
     records.add_versions(study, len(trials), now)
     lines = []
-    if packages := [each for each in changed if not each.startswith(code.VERSION)]:
-        lines.append(f"made with {'; '.join(packages)}: curves of the trials to come may differ in the last digits")
+    if changed:
+        lines.append(f"made with {'; '.join(changed)}: curves of the trials to come may differ in the last digits")
     if code_changed:
         begun = [str(trial.number) for trial in trials if not trial.state.is_finished() and trial.user_attrs]
         rest = f", and trial {', '.join(begun)} that was begun before" if begun else ""

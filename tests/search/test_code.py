@@ -195,6 +195,32 @@ def test_code_that_was_moved_runs_from_where_it_is_said_to_be(tmp_path):
     assert code.require("mine", before, [str(moved)]) == kept(moved)
 
 
+def test_a_name_stands_for_no_file_that_is_as_it_was(tmp_path):
+    intact, changed, moved = (tmp_path / folder / "part.py" for folder in "abz")
+    for file in (intact, changed, moved):
+        file.parent.mkdir()
+        file.write_text(f"# {file}\n")
+    before = kept(intact, changed)
+    code.name_all([str(intact)])
+    changed.unlink()
+    assert code.require("mine", before, [str(moved)], accept=True) == kept(intact, moved)
+
+
+def test_a_name_that_fits_several_files_is_refused(tmp_path):
+    before = kept(write(tmp_path / "a" / "part.py", "# a"), write(tmp_path / "b" / "part.py", "# b"))
+    for file in before:
+        Path(file.path).unlink()
+    moved, second = write(tmp_path / "z" / "part.py", "# other"), write(tmp_path / "y" / "part.py", "# another")
+    listed = ", ".join(f"{file.path} ({file.sha256[:12]})" for file in before)
+    assert refusal(code.require, "mine", before, [str(moved)], accept=True) == (
+        f"mine: --plugin {moved}: by its name it could be any of {listed}; expected each of them at its own place, or "
+        "as it was"
+    )
+    assert refusal(code.require, "mine", before[:1], [str(moved), str(second)], accept=True) == (
+        f"mine: --plugin {moved}, {second}: by their name each could be {listed.partition(', ')[0]}; expected one"
+    )
+
+
 def test_a_file_that_the_study_does_not_have_is_refused_unless_others_may_run(tmp_path):
     file, other = write(tmp_path / "part.py"), tmp_path / "other.py"
     other.write_text("")
@@ -275,6 +301,12 @@ def test_a_study_whose_file_has_moved_goes_on_and_keeps_the_new_place(tmp_path):
     opened.close()
     assert opened.notes == []
     assert records.space(opened.study)["plugins"] == [{"path": str(new), "sha256": sha256(new)}]
+    forget()
+    renamed = new.rename(tmp_path / "renamed.py")
+    opened = study.create(store, load(tmp_path, [str(renamed)]), root, 1)
+    opened.close()
+    assert opened.notes == []
+    assert len(records.versions(opened.study)) == 1
 
 
 def test_what_a_study_takes_over_from_another_was_made_by_the_same_code(tmp_path):
