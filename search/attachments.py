@@ -161,7 +161,9 @@ def study_note(study: optuna.Study, space: Space) -> str:
     """What people should know of a study, in Markdown."""
     metric, budget, data = space.objective.metric, space.budget, space.base.data
     hours = f", at most {budget.hours:g} h" if budget.hours else ""
-    versions = ", ".join(f"{k} {v}" for k, v in records.versions(study)[-1].items() if k != "from_trial")
+    held = records.versions(study)[-1]
+    since = f" (from trial {held['from_trial']})" if held.get("from_trial") else ""
+    versions = ", ".join(f"{k} {v}" for k, v in held.items() if k != "from_trial") + since
     source = f"{data.source} {data.path}" if data.path else data.source
     images = ", ".join(f"{count:,} {split}" for split, count in records.sizes(study).items())
     seen = f": {images} images" if images else ""

@@ -79,7 +79,8 @@ def extend(
         )
     study, old = load(storage, name)
     _require_same_meaning(name, old, wanted)
-    if not accept_code and (other := code.missing(old.plugins, wanted.plugins)):
+    other = code.missing(old.plugins, wanted.plugins)
+    if other and not accept_code:
         raise StudyError(
             f"{wanted.study}: values of {name} might not mean the same: {'; '.join(other)}; expected the same code, or "
             "--accept-code where they do"
@@ -97,7 +98,8 @@ def extend(
             "from nothing"
         )
     line = f"{len(copies)} of {len(copies) + left.total()} trials of {name} are taken over"
-    return Extension(copies=tuple(copies), line=f"{line}; left out: {why}" if why else line)
+    line += f"; left out: {why}" if why else ""
+    return Extension(copies=tuple(copies), line=f"{line}; other code made them: {'; '.join(other)}" if other else line)
 
 
 class _Left(Exception):  # noqa: N818

@@ -10,14 +10,14 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search import ranking, records, retention, verdict, yaml12
+from search import code, ranking, records, retention, verdict, yaml12
 from search.errors import UserError
 from search.ranking import Arm, Ranking
 from search.sampling import Searched
@@ -138,6 +138,7 @@ class Findings:
         verdict: what its finalists came to; None where there are none.
         tie: which arm of which comparison it is; None where it stands alone.
         arm: the same as it is ranked among the others.
+        codes: the user's own code, in words -> numbers of the trials that it last made; empty where it is one for all.
     """
 
     study: str
@@ -158,6 +159,17 @@ class Findings:
     verdict: Verdict | None = None
     tie: records.Tie | None = None
     arm: Arm | None = None
+    codes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def packages(self) -> list[dict[str, Any]]:
+        """The versions, without the user's own code where `codes` says it by trials."""
+        found: list[dict[str, Any]] = []
+        for held in self.versions:
+            plain = {k: v for k, v in held.items() if not (self.codes and k.startswith(code.VERSION))}
+            if not found or plain | {"from_trial": 0} != found[-1] | {"from_trial": 0}:
+                found.append(plain)
+        return found
 
     @property
     def metric(self) -> str:
@@ -243,7 +255,29 @@ def read(study: optuna.Study, space: Space, url: str) -> Findings:
         verdict=judged,
         tie=tie,
         arm=ranking.arm(study, space, judged) if tie else None,
+        codes=_codes(frozen),
     )
+
+
+def _codes(trials: Sequence[FrozenTrial]) -> dict[str, list[int]]:
+    words: dict[tuple[str, ...], str] = {}
+    found: dict[str, list[int]] = {}
+    for trial in trials:
+        if held := records.code(trial):
+            alike = words.setdefault(tuple(code.hashes_of(held)), code.words(held))  # wherever its files lay
+            found.setdefault(alike, []).append(trial.number)
+    return found if len(found) > 1 else {}
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers in few words: ``0 to 3, 5``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join(" to ".join(map(str, each)) for each in found)
 
 
 def comparable(findings: Sequence[Findings]) -> None:

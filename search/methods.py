@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from search import answer, units
 from search.answer import count, listed
-from search.findings import Findings
+from search.findings import Findings, spans
 from search.parameters import Parameter
 from search.ranking import Ranking
 from search.standing import shown
@@ -340,10 +340,11 @@ def _failures(findings: Findings) -> list[str]:
 
 def _software(findings: Findings) -> list[str]:
     lines = []
-    for held in findings.versions:
+    for held in findings.packages:
         packages = listed([f"{name} {version}" for name, version in held.items() if name != "from_trial"])
-        since = f"Trials from {held['from_trial']} on" if len(findings.versions) > 1 else "All trials"
+        since = f"Trials from {held['from_trial']} on" if len(findings.packages) > 1 else "All trials"
         lines.append(f"{since} ran on {packages}.")
+    lines += [f"Code of trial {spans(numbers)}: {words}." for words, numbers in findings.codes.items()]
     if findings.importances:
         lines.append(
             "Importances are shares of the objective's variance over the complete trials, by fANOVA (Hutter et al. "

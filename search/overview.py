@@ -106,10 +106,11 @@ def facts(of: Findings) -> list[tuple[str, str]]:
         ("Resources of a trial", f"{resources.gpus:g} GPU, {resources.cpus:g} CPU"),
         ("Device", ", ".join(of.compute.devices) or "unknown"),
     ]
-    for each in of.versions:
+    for each in of.packages:
         since = f" (from trial {each['from_trial']})" if each.get("from_trial") else ""
         words = [f"{name} {version}" for name, version in each.items() if name != "from_trial"]
         found.append((f"Versions{since}", ", ".join(words)))
+    found += [(f"Own code (trial {findings.spans(numbers)})", words) for words, numbers in of.codes.items()]
     found += [("Storage", of.storage), ("Pictures and checkpoints", of.root)]
     return [(term, text) for term, text in found if text]
 

@@ -41,6 +41,7 @@ RETRIES = "retries"
 LOST_NODES = "lost_nodes"
 SECONDS = "seconds"
 ENQUEUED = "enqueued"
+CODE = "plug-ins"
 
 BY_HAND = "pruned by hand"
 """The reason of a trial that someone asked to prune."""
@@ -312,6 +313,16 @@ def device(trial: FrozenTrial) -> str:
 def set_device(trial: optuna.Trial, model: str) -> None:
     """Write what trains the trial."""
     trial.set_user_attr(DEVICE, model)
+
+
+def code(trial: FrozenTrial) -> dict[str, str]:
+    """The user's own code that last made the trial, as among the versions of packages; empty where none is known."""
+    return {str(name): str(sha256) for name, sha256 in trial.user_attrs.get(CODE, {}).items()}
+
+
+def set_code(trial: optuna.Trial, held: Mapping[str, str]) -> None:
+    """Write which of the user's own code makes the trial from now on."""
+    trial.set_user_attr(CODE, dict(held))
 
 
 def decision(trial: FrozenTrial, step: int) -> str | None:

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from search import attachments, finalists, parameters, records, trainer
+from search import attachments, code, finalists, parameters, records, trainer
 from search.errors import SearchError
 from search.parameters import settings
 from search.space import violations
@@ -258,6 +258,9 @@ class StudySearcher(Searcher):
             verb += f" as a finalist, trial {flight.finalist.of} with seed {flight.finalist.seed}"
         opened.notify(f"trial {frozen.number} {verb}: {settings(flight.labels)}")
         attachments.note_trial(opened.study, opened.space, flight.trial)
+        held = code.versions(opened.space.plugins)
+        if records.code(frozen) != held:
+            records.set_code(flight.trial, held)
         config = opened.space.config(flight.labels)
         if flight.finalist is not None:
             config = finalists.config(config, flight.finalist)

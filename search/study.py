@@ -387,8 +387,11 @@ def _other_versions(study: optuna.Study, stored: Space) -> list[str]:
     if changed:
         lines.append(f"made with {'; '.join(changed)}: curves of the trials to come may differ in the last digits")
     if code_changed:
-        begun = [str(trial.number) for trial in trials if not trial.state.is_finished() and trial.user_attrs]
-        rest = f", and trial {', '.join(begun)} that was begun before" if begun else ""
+        ahead = [trial for trial in trials if not trial.state.is_finished()]
+        begun = [str(t.number) for t in ahead if records.code(t) or records.checkpoint(t)]
+        waiting = [str(t.number) for t in ahead if str(t.number) not in begun]
+        rest = f", in trial {', '.join(waiting)} that waits" if waiting else ""
+        rest += f", and trial {', '.join(begun)} that was begun before" if begun else ""
         lines.append(f"other code from trial {len(trials)} on{rest}: {code.words(last)} before, {code.words(now)} now")
     return lines
 

@@ -165,6 +165,11 @@ def test_text_of_a_study_is_text_in_a_note(place):
     )
 
 
+def test_the_note_of_a_study_says_from_which_trial_on_its_versions_hold(place):
+    records.add_versions(place.study, 3, {"torch": "2.12"})
+    assert "| versions | torch 2.12 (from trial 3) |" in attachments.study_note(place.study, place.space)
+
+
 def test_the_note_of_a_study_says_what_is_searched_and_how_to_go_on(place):
     records.set_sizes(place.study, {"train": 987, "validation": 82})
     records.set_output(place.study, "s3://me:secret@bucket/root")

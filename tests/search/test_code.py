@@ -4,12 +4,27 @@ import hashlib
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
-from search import code, comparison, extension, records, space, storage, study, trust
+from search import (
+    code,
+    comparison,
+    extension,
+    findings,
+    methods,
+    overview,
+    parameters,
+    records,
+    space,
+    storage,
+    study,
+    trust,
+)
 from search.errors import SpaceError, StudyError
 from search.schema import CodeFile
+from search.searcher import StudySearcher
 from vqvae import config, losses, metrics, model, plugins, sources
 from vqvae.plugins import PluginError
 
@@ -309,6 +324,51 @@ def test_a_study_whose_file_has_moved_goes_on_and_keeps_the_new_place(tmp_path):
     assert len(records.versions(opened.study)) == 1
 
 
+def test_each_trial_keeps_which_code_last_made_it_and_the_report_says_so(tmp_path):
+    file = write(tmp_path / "part.py")
+    store, root = storage.open_storage(f"sqlite:///{tmp_path}/vqsearch.db"), str(tmp_path / "out")
+
+    def begin(count):
+        """Open the study and begin some trials, as a driver that then ends; gives what was said."""
+        forget()
+        wanted = load(tmp_path, [str(file)])
+        opened = study.create(store, wanted, root, 1, accept_code=True)
+        if not opened.trials():
+            for lr in (2e-4, 3e-4, 4e-4):
+                opened.study.enqueue_trial({"optimizer.lr": lr})
+        searcher = StudySearcher(opened, lambda: 3, lambda _config: {}, "control")
+        for number in range(count):
+            searcher.suggest(str(number))
+        opened.close()
+        return opened
+
+    begin(2)
+    was = sha256(file)[:12]
+    write(file, "# other")
+    now = sha256(file)[:12]
+    opened = begin(1)
+    words = [f"plug-in part.py {each}" for each in (was, now)]
+    assert opened.notes == [
+        f"other code from trial 3 on, in trial 2 that waits, and trial 0, 1 that was begun before: {words[0]} before, "
+        f"{words[1]} now"
+    ]
+    assert [records.code(trial).get("plug-in part.py") for trial in opened.trials()] == [now, was, None]
+    begin(3)
+    assert [records.code(trial).get("plug-in part.py") for trial in opened.trials()] == [now, now, now]
+    opened.study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={records.CODE: {"plug-in part.py": was}}))
+    found = findings.read(opened.study, opened.space, "")
+    assert found.codes == {words[1]: [0, 1, 2], words[0]: [3]}
+    said = dict(overview.facts(found))
+    assert (said["Own code (trial 0 to 2)"], said["Own code (trial 3)"]) == (words[1], words[0])
+    assert "plug-in" not in said["Versions"]
+    assert not any(term.startswith("Versions (") for term in said)
+    assert f"Code of trial 3: {words[0]}." in methods._software(found)
+
+
+def test_numbers_are_said_in_few_words():
+    assert findings.spans([0, 1, 2, 3, 5, 7, 8]) == "0 to 3, 5, 7 to 8"
+
+
 def test_what_a_study_takes_over_from_another_was_made_by_the_same_code(tmp_path):
     file = write(tmp_path / "part.py")
     store = storage.open_storage(f"sqlite:///{tmp_path}/vqsearch.db")
@@ -323,6 +383,15 @@ def test_what_a_study_takes_over_from_another_was_made_by_the_same_code(tmp_path
     )
     accepted = refusal(extension.extend, store, wanted, "mine", lambda _config: {}, accept_code=True)
     assert accepted.startswith("more: no trial of mine can be taken over: it has none")
+    opened = study.resume(store, "mine")
+    trial = opened.study.ask()
+    parameters.suggest(opened.space.parameters, trial)
+    opened.study.tell(trial, 20.0)
+    opened.close()
+    assert extension.extend(store, wanted, "mine", lambda _config: {}, accept_code=True).line == (
+        f"1 of 1 trials of mine are taken over; other code made them: {file} has changed: it was {was[:12]}, and now "
+        f"is {sha256(file)[:12]}"
+    )
 
 
 def test_the_code_of_a_comparison_is_that_of_all_its_arms(tmp_path, write_duel):
