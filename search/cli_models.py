@@ -39,6 +39,9 @@ def export(
     if not space.trainer:  # of another trainer's checkpoint nothing is read but its bytes
         code.require(loaded.study_name, space.plugins, plugins, accept_code)
     say(models.export(loaded, number, Path(target)))
+    if space.plugins and not space.trainer:
+        flags = "".join(f" --plugin '{file.path}'" for file in space.plugins)
+        say(f"reconstruct: vqsearch reconstruct '{target}' PICTURE{flags} --to DIR")
 
 
 @click.command(

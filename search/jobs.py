@@ -109,8 +109,8 @@ def named(parcel: Parcel, trials: int | None = None) -> Parcel:
     sent = dataclasses.replace(parcel, plugins=tuple(file.path for file in loaded.plugins), name=name)
     if loaded.trainer is None:
         return sent
-    path, function = trainers.parts(loaded.trainer)
-    inside = sent.names()[sent.plugins.index(path)]
+    file, function = trainers.parts(loaded.trainer)
+    inside = sent.names()[sent.plugins.index(file)]
     return dataclasses.replace(sent, overrides=(*sent.overrides, f"trainer={inside}:{function}"))
 
 

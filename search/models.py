@@ -240,9 +240,8 @@ def _export(study: optuna.Study, number: int, target: Path) -> str:
             with writing(target):
                 shutil.copytree(folder, target, dirs_exist_ok=True)
         else:
-            state = checkpoint.read(folder)
             metrics = {name: value for name, value in record.metrics.items() if name.startswith("val/")}
-            checkpoint.save_model(checkpoint.load(folder), state.config, target, metrics)
+            checkpoint.save_model(checkpoint.load(folder), checkpoint.load_config(folder), target, metrics)
             with writing(target):
                 for picture in folder.glob("*.png"):
                     shutil.copy(picture, target / picture.name)

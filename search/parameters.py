@@ -353,7 +353,7 @@ def _try_trainer(
 
 
 def require_owners(searched: Sequence[Parameter], base: TrainConfig, document: yaml12.Document) -> None:
-    """Refuse a fixed option that one of several backbones (or quantizers) that are tried does not have.
+    """Refuse an option that one of several backbones (or quantizers) that are tried does not have.
 
     Args:
         searched: what is searched.
@@ -373,6 +373,22 @@ def require_owners(searched: Sequence[Parameter], base: TrainConfig, document: y
                     f"{kind} {without[0]}, which is tried too, has no such option; expected it under search, as "
                     f"{holder}.{option}: {{choice: [{value}], when: {{{key}: {owners[0]}}}}}",
                 )
+        for parameter in searched:
+            if parameter.name.rpartition(".")[0] == holder and not parameter.when:
+                _require_owner(parameter, kind, tried, document)
+
+
+def _require_owner(parameter: Parameter, kind: str, tried: Sequence[str], document: yaml12.Document) -> None:
+    option = parameter.name.rpartition(".")[2]
+    without = [name for name in tried if option not in (plugins.options(kind, name) or {})]
+    owners = [name for name in tried if name not in without]
+    if without and owners:
+        allowed = owners[0] if len(owners) == 1 else f"[{', '.join(owners)}]"
+        raise document.error(
+            ("search", parameter.name),
+            f"{kind} {without[0]}, which is tried too, has no such option; expected it with when: "
+            f"{{{plugins.KINDS[kind].key}: {allowed}}}",
+        )
 
 
 def _try_options(parameter: Parameter, search: Mapping[str, Any], base: TrainConfig, document: yaml12.Document) -> None:
@@ -389,8 +405,11 @@ def _try_options(parameter: Parameter, search: Mapping[str, Any], base: TrainCon
                 if kind:
                     plugins.settled(kind, getattr(config, holder.partition(".")[0]))
             except ConfigError as error:
-                if error.key == parameter.name:
-                    raise document.error(("search", parameter.name), f"{option} {error.problem}") from None
+                # What a dataclass says of its options as a whole may be of another one that is searched.
+                alone = sum(name.startswith(f"{holder}.") for name in search) == 1
+                if error.key == parameter.name or (error.key == holder and alone):
+                    problem = error.problem if error.key == holder else f"{option} {error.problem}"
+                    raise document.error(("search", parameter.name), problem) from None
 
 
 def parse_baselines(

@@ -53,7 +53,9 @@ class Pruner(_Part):
     kind: Literal["asha", "median", "none"] = "asha"
     """asha (at a rung the best go on), median (who is not behind the median of those before) or none."""
     rungs: int = Field(default=2, ge=1, le=6)
-    """Steps before the last at which trials are compared."""
+    """Steps before the last at which trials are compared, counted down from it: of 900 steps and a factor of 3 those at
+    100 and 300. The first has to come after twice the warm-up (`optimizer.warmup_steps`), or it
+    ranks learning rates."""
     reduction_factor: int = Field(default=3, ge=2)
     """Ratio of one rung to the one before; asha lets one trial in so many go on."""
     at: list[int] | None = None
@@ -91,7 +93,7 @@ class Log(_Part):
 
 
 class Finalists(_Part):
-    """What is judged when the search is over, see `search.finalists`."""
+    """What is judged on the test split when the search is over: the best settings, trained again on fresh seeds."""
 
     top: int = Field(default=3, ge=1)
     """Settings of the ranking, the best first, that are trained again from scratch."""

@@ -8,6 +8,7 @@ A folder appears whole, by one rename, or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,8 +22,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from vqvae import plugins
 from vqvae.config import ConfigError, TrainConfig, VqvaeError
-from vqvae.conversion import from_dict, to_dict
+from vqvae.conversion import from_dict, replace, to_dict
 from vqvae.model import VQVAE, build_model
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def save(state: TrainingState, folder: Path) -> None:
         for name, tensors in state.tensors.items():
             _write_tensors(tensors, place / f"{name}.safetensors")
         values = {"step": state.step, "config": to_dict(state.config), "progress": state.progress}
+        values["options"] = _options(state.config)
         _write_json({**values, "tensors": list(state.tensors)}, place / "state.json")
 
 
@@ -90,6 +93,7 @@ def save_model(model: VQVAE, config: TrainConfig, folder: Path, metrics: Mapping
     """
     with _appearing(folder) as place:
         _write_tensors(model.state_dict(), place / "weights.safetensors")
+        config = replace(config, _options(config))
         _write_json({"config": to_dict(config), "metrics": dict(metrics)}, place / "config.json")
 
 
@@ -124,13 +128,28 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
 
 
 def load_config(folder: str | Path) -> TrainConfig:
-    """The config that the model of a folder was trained with.
+    """The config that the model of a folder was trained with, with the options of its parts as they were then.
 
     Raises:
         CheckpointError: neither an export nor a checkpoint is there, or it is damaged.
     """
     file, _ = _files(Path(folder))
-    return _config(_read_json(Path(folder), file, "config"), Path(folder) / file)
+    values = _read_json(Path(folder), file, "config")
+    config = _config(values, Path(folder) / file)
+    options = values.get("options", {})  # not there in checkpoints from before plug-ins
+    return replace(config, options) if isinstance(options, dict) else config
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """Dotted field -> value of all options of the parts of a model: what its plug-in gives by default may change."""
+    model, quantizer = plugins.settled("backbone", config.model), plugins.settled("quantizer", config.quantizer)
+    parts: dict[str, Any] = {"model": model.options, "quantizer": quantizer.options}
+    return {
+        f"{section}.options.{name}": value
+        for section, options in parts.items()
+        if dataclasses.is_dataclass(options)
+        for name, value in to_dict(options).items()
+    }
 
 
 def _files(folder: Path) -> tuple[str, str]:

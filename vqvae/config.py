@@ -129,7 +129,7 @@ class ModelConfig:
     """Encoder and decoder, mirror images of each other but for their depth."""
 
     backbone: str = "mamba"
-    """One of `vqvae.model.BACKBONES`: convolution, attention, mamba, bimamba, mambavision."""
+    """Convolution, attention, mamba, bimamba, mambavision, or the name of a plug-in's."""
     width: int = 256
     """Channels of a token."""
     depth: int = 12

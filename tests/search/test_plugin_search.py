@@ -197,6 +197,39 @@ def test_a_fixed_option_that_another_tried_backbone_lacks_is_refused_with_what_m
     check_trainable(_load(tmp_path, _values(search | mended)))
 
 
+def test_a_searched_option_that_another_tried_backbone_lacks_is_refused_with_its_condition(tmp_path):
+    option = {"int": [1, 4]}
+    search = {"model.backbone": {"choice": ["attention", "windowed"]}, "model.options.window": option}
+    with pytest.raises(SpaceError) as error:
+        check_trainable(_load(tmp_path, _values(search)))
+    assert error.value.key == "search.model.options.window"
+    assert str(error.value).endswith(
+        "backbone attention, which is tried too, has no such option; expected it with when: {model.backbone: windowed}"
+    )
+    option["when"] = {"model.backbone": "windowed"}
+    check_trainable(_load(tmp_path, _values(search)))
+
+
+def test_both_ends_of_a_searched_option_have_to_suit_its_dataclass(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class ReachConfig:
+        reach: int = 1
+
+        def __post_init__(self) -> None:
+            if not 1 <= self.reach <= 5:
+                raise ValueError(f"reach must be from 1 to 5, but got {self.reach}")
+
+    register("backbone", "reaching", config=ReachConfig)(lambda _settings: nn.Identity())
+    search = {
+        "model.backbone": {"choice": ["attention", "reaching"]},
+        "model.options.reach": {"int": [1, 9], "when": {"model.backbone": "reaching"}},
+    }
+    with pytest.raises(SpaceError) as error:
+        _load(tmp_path, _values(search))
+    assert error.value.key == "search.model.options.reach"
+    assert str(error.value).endswith("search.model.options.reach: reach must be from 1 to 5, but got 9")
+
+
 def test_options_that_are_refused_together_point_at_the_search(tmp_path):
     @dataclass(frozen=True, kw_only=True)
     class OddConfig:

@@ -96,8 +96,22 @@ def test_a_block_from_a_file_trains_and_is_loaded_again_with_its_options(tmp_pat
     last.checkpoint(tmp_path / "checkpoint")
     again = checkpoint.load(tmp_path / "checkpoint")
     assert {block.shift for block in again.blocks()} == {3}
-    assert checkpoint.load_config(tmp_path / "checkpoint") == config
+    assert checkpoint.load_config(tmp_path / "checkpoint") == replace(config, {"model.options.even": False})
+    assert checkpoint.read(tmp_path / "checkpoint").config == config
     assert count_parameters(config) == sum(each.numel() for each in again.parameters())
+
+
+def test_a_default_that_changes_later_does_not_change_a_trained_model(tmp_path):
+    load(_file(tmp_path, BLOCK))
+    config = _small(**{"model.backbone": "shifted"})
+    last = list(train(config))[-1]
+    last.checkpoint(tmp_path / "checkpoint")
+    checkpoint.save_model(checkpoint.load(tmp_path / "checkpoint"), config, tmp_path / "export", {})
+    plugins._withdraw("backbone", "shifted")
+    load(_file(tmp_path, BLOCK.replace("shift: int = 1", "shift: int = 2")))
+    assert {block.shift for block in build_model(config).blocks()} == {2}
+    for folder in ("checkpoint", "export"):
+        assert {block.shift for block in checkpoint.load(tmp_path / folder).blocks()} == {1}
 
 
 def test_a_config_with_options_is_read_written_compared_and_copied_where_the_plugin_is_not():
