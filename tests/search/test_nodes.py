@@ -213,8 +213,21 @@ def used():
     return {node for each in placed for node in each["bundles_to_node_id"].values()}
 
 
+SLOW = """
+import time
+import vqvae
+
+@vqvae.register("loss", "slow")
+def slow(made, originals):
+    time.sleep(0.2)
+    return 0 * made.mean()
+"""
+"""A step takes time on whatever machine, so that a node can be lost in the middle of a trial."""
+
+
 def test_two_searches_share_nodes_that_come_and_go_and_lose_no_trial(machines, tiny_file, tmp_path, postgresql, start):
     url = postgresql()
+    (tmp_path / "slow.py").write_text(SLOW)
 
     def launch(name, *overrides):
         settings = [word for each in ("resources.labels.role=trainer", *overrides) for word in ("--set", each)]
@@ -230,7 +243,7 @@ def test_two_searches_share_nodes_that_come_and_go_and_lose_no_trial(machines, t
             return []
 
     long = ["budget.trials=2", "budget.steps=120", "train.checkpoint_every=10", "parallel=null", "resources.gpus=1"]
-    first = launch("first", *long, "pruner={kind: none}")
+    first = launch("first", *long, "pruner={kind: none}", "plugins=[slow.py]", "train.loss.terms.slow=1")
     second = launch("second", "budget.trials=3", "parallel=1")
     one, two = (machines.named[name] for name in ("one", "two"))
     until(lambda: sum("checkpoint" in trial.user_attrs for trial in trials("first")) == 2)
