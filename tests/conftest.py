@@ -97,3 +97,16 @@ def storage_url(request, tmp_path):
     if request.param == "postgresql":
         return request.getfixturevalue("postgresql")()
     return f"{request.param}:///{tmp_path}/{request.param}-studies"
+
+
+@pytest.fixture(autouse=True)
+def _registered_here():
+    """Parts that a test registers in this process, and files that it runs here, are gone after it."""
+    from vqvae import plugins
+
+    entered, loaded = set(plugins._ENTERED), dict(plugins._LOADED)
+    yield
+    for kind, name in set(plugins._ENTERED) - entered:
+        plugins._withdraw(kind, name)
+    plugins._LOADED.clear()
+    plugins._LOADED.update(loaded)

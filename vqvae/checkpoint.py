@@ -64,7 +64,7 @@ def save(state: TrainingState, folder: Path) -> None:
         for name, tensors in state.tensors.items():
             _write_tensors(tensors, place / f"{name}.safetensors")
         values = {"step": state.step, "config": to_dict(state.config), "progress": state.progress}
-        values["options"] = _options(state.config)
+        values["options"] = options(state.config)
         _write_json({**values, "tensors": list(state.tensors)}, place / "state.json")
 
 
@@ -93,7 +93,7 @@ def save_model(model: VQVAE, config: TrainConfig, folder: Path, metrics: Mapping
     """
     with _appearing(folder) as place:
         _write_tensors(model.state_dict(), place / "weights.safetensors")
-        config = replace(config, _options(config))
+        config = replace(config, options(config))
         _write_json({"config": to_dict(config), "metrics": dict(metrics)}, place / "config.json")
 
 
@@ -136,19 +136,19 @@ def load_config(folder: str | Path) -> TrainConfig:
     file, _ = _files(Path(folder))
     values = _read_json(Path(folder), file, "config")
     config = _config(values, Path(folder) / file)
-    options = values.get("options", {})  # not there in checkpoints from before plug-ins
-    return replace(config, options) if isinstance(options, dict) else config
+    then = values.get("options", {})  # not there in checkpoints from before plug-ins
+    return replace(config, then) if isinstance(then, dict) else config
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
+def options(config: TrainConfig) -> dict[str, Any]:
     """Dotted field -> value of all options of the parts of a model: what its plug-in gives by default may change."""
     model, quantizer = plugins.settled("backbone", config.model), plugins.settled("quantizer", config.quantizer)
     parts: dict[str, Any] = {"model": model.options, "quantizer": quantizer.options}
     return {
         f"{section}.options.{name}": value
-        for section, options in parts.items()
-        if dataclasses.is_dataclass(options)
-        for name, value in to_dict(options).items()
+        for section, chosen in parts.items()
+        if dataclasses.is_dataclass(chosen)
+        for name, value in to_dict(chosen).items()
     }
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vqvae import metrics, model, plugins, quantize, testing
-from vqvae.checkpoint import load, load_config
+from vqvae.checkpoint import load, load_config, options
+from vqvae.conversion import replace
 from vqvae.train import train
 
 OUTSIDE = Path(__file__).parent / "outside"
@@ -66,7 +67,9 @@ def test_a_run_with_all_parts_of_the_package_is_saved_and_loaded(installed, tmp_
     last = list(train(config))[-1]
     assert last.metrics["val/gmsd"] > 0
     last.checkpoint(tmp_path / "checkpoint")
-    assert load_config(tmp_path / "checkpoint") == config
+    kept = options(config)
+    assert {name.rpartition(".")[0] for name in kept} == {"model.options", "quantizer.options"}
+    assert load_config(tmp_path / "checkpoint") == replace(config, kept)
     assert load(tmp_path / "checkpoint").quantizer.codebook_size == 4**2
 
 

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 from search import catalog, compare, comparison, launch, options, records, study
 from search.cli import cli
+from search.code import MISSED
 from search.errors import StorageError, StudyError
 from search.lease import Lease, is_lease
 from search.progress import View
@@ -257,7 +258,8 @@ def test_an_arm_that_can_not_be_built_is_named_with_its_place(write_duel, part):
     section, field = part.split(".")
     file = write_duel({("arms", "mamba", "train"): {section: {field: "nope"}}})
     ran = CliRunner().invoke(cli, ["validate", str(file)])
-    assert re.fullmatch(rf"{file}:\d+: arms.mamba.train.{part}: must be one of .*, but got 'nope'", str(ran.exception))
+    line = rf"{file}:\d+: arms.mamba.train.{part}: must be one of .*, but got 'nope'; {re.escape(MISSED)}"
+    assert re.fullmatch(line, str(ran.exception))
 
 
 def test_validate_tells_what_is_held_equal_and_what_each_arm_comes_to(write_duel):
