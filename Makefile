@@ -19,8 +19,10 @@ demo: $(VENV)/.installed
 	@$(BIN)/vqsearch launch spaces/demo.yaml
 
 test: $(VENV)/.installed-dev
-	@echo "==> running the tests"
-	@$(BIN)/pytest
+	@echo "==> running the tests that start no Ray, in up to four processes"
+	@$(BIN)/pytest -m "not ray" --numprocesses auto --maxprocesses 4 --dist loadgroup
+	@echo "==> running those that do, one after the other"
+	@$(BIN)/pytest -m ray
 
 check: $(VENV)/.installed-dev
 	@echo "==> formatting, lint, types and import contracts"
