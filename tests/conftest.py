@@ -102,11 +102,13 @@ def storage_url(request, tmp_path):
 @pytest.fixture(autouse=True)
 def _registered_here():
     """Parts that a test registers in this process, and files that it runs here, are gone after it."""
-    from vqvae import plugins
+    from vqvae import config, plugins
 
-    entered, loaded = set(plugins._ENTERED), dict(plugins._LOADED)
+    entered, loaded, metrics = set(plugins._ENTERED), dict(plugins._LOADED), dict(config.METRICS)
     yield
     for kind, name in set(plugins._ENTERED) - entered:
         plugins._withdraw(kind, name)
     plugins._LOADED.clear()
     plugins._LOADED.update(loaded)
+    config.METRICS.clear()  # a trainer adds to them without being registered
+    config.METRICS.update(metrics)
