@@ -53,7 +53,7 @@ LEVELS = 8
 """Qualities of pictures; each is one file with a name for every trial that has it."""
 
 
-def make(storage: BaseStorage, root: str | Path, trials: int, seed: int = 0) -> optuna.Study:
+def make(storage: BaseStorage, root: str | Path, trials: int, seed: int = 0, text: str = "") -> optuna.Study:
     """Make the study.
 
     Args:
@@ -61,11 +61,12 @@ def make(storage: BaseStorage, root: str | Path, trials: int, seed: int = 0) -> 
         root: output root, a folder.
         trials: how many, the last three of which have not ended.
         seed: of settings and noise.
+        text: of the space file, with what SPACE searches; SPACE, if empty.
     """
     root = Path(root).resolve()
     space_file = root / f"{STUDY}.yaml"
     root.mkdir(parents=True, exist_ok=True)
-    space_file.write_text(SPACE.format(trials=trials))
+    space_file.write_text(text or SPACE.format(trials=trials))
     opened = study.create(storage, space.load(space_file), str(root), 4)
     opened.close()
     made = _Maker(storage, opened.study._study_id, opened.space, root, random.Random(seed))

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -83,7 +82,7 @@ def serving(url: str, study: str) -> Iterator[tuple[str, str]]:
         found = re.search(r"(http://[^/]+)/(\S+)", process.stdout.readline())
         assert found is not None
         yield found[1], found[2]
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a command in the background of a shell takes no SIGINT
 
 
 def heading(title: str, command: str) -> str:

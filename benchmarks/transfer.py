@@ -9,8 +9,9 @@ tables and the picture of whatever is there under benchmarks/results, with the d
 
 - width: the coordinate check of `vqvae.coordinates`, widths 64 to 512, learning rate 3e-3, two steps, two seeds.
 - depth: the same of the trunk, depths 2 to 8, learning rate 1e-4, with residuals scaled and not.
-- rate: bundled photographs, 150 steps at learning rates in factors of two, at width 32 and at 128. The regret is the
-  loss of the wide model at the rate that was best for the narrow one / its loss at its own best rate - 1.
+- rate: bundled photographs, 150 steps at learning rates in factors of two, at widths 32, 64 and 128, three seeds. The
+  regret is the loss of the wide model at the rate that was best for the narrow one / its loss at its own best rate - 1.
+  Codes that are hardly drawn restart: without that a codebook collapses or not by chance, at any rate.
 
 The loss is the mean squared error of pixels in [-1, 1]: of the last fifth of the steps, on crops that the model has not
 seen before, of the photographs that it trains on. At the narrow width, the base, all kinds are the same model.
@@ -23,6 +24,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -41,8 +43,8 @@ from vqvae.learner import Learner
 BACKBONES = ("attention", "mamba", "mambavision", "convolution", "bimamba")
 KINDS = ("standard", "sp-full-align")
 WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8)
-NARROW, WIDE = 32, 128
-RATES = tuple(2.0**power for power in range(-12, -3))
+NARROW, BETWEEN, WIDE = 32, 64, 128
+RATES = tuple(2.0**power for power in range(-11, -4))
 STEPS = 150
 
 Row = dict[str, Any]
@@ -56,7 +58,7 @@ def main() -> None:
     measuring.add_argument("rows", type=Path, help="file with a JSON object a line")
     measuring.add_argument("--gate", choices=("width", "depth", "rate"), action="append", help="default: all")
     measuring.add_argument("--backbone", choices=BACKBONES, action="append", help="default: all")
-    measuring.add_argument("--seeds", type=int, default=1, help="of the rates; default: 1")
+    measuring.add_argument("--seeds", type=int, default=3, help="of the rates; default: 3")
     measuring.add_argument("--until", metavar="HH:MM", help="begin nothing after this time of day, UTC")
     measuring.add_argument("--quick", action="store_true", help="widths up to 128, 10 steps, 3 rates: does it work?")
     reporting = commands.add_parser("report")
@@ -111,9 +113,10 @@ def plan(gates: list[str] | None, backbones: tuple[str, ...], seeds: int, quick:
                 }
     if "rate" in gates:
         rates, steps = (RATES[4:7], 10) if quick else (RATES, STEPS)
-        for seed in range(seeds):
-            for backbone in backbones:
-                for kind, width in (("standard", NARROW), *((kind, WIDE) for kind in KINDS)):
+        wider = [(kind, width) for width in (WIDE, BETWEEN) for kind in KINDS]
+        for backbone in backbones:
+            for seed in range(seeds):
+                for kind, width in (("standard", NARROW), *wider):
                     for rate in rates:
                         yield {
                             "gate": "rate",
@@ -137,7 +140,7 @@ def config(row: Row, settings: Mapping[str, Any]) -> TrainConfig:
             "state_size": 16,
             "patch": 4 if convolution else 8,
         },
-        "quantizer": {"codebook_size": 256, "code_dim": 8},
+        "quantizer": {"codebook_size": 256, "code_dim": 8, "revive_below": 0.03},
         "loss.perceptual": 0.0,
         "data.resolution": 16 if convolution else 32,
         "optimizer.epsilon": 1e-12,  # also of standard, so that at the base all kinds are the same
@@ -263,14 +266,27 @@ def curve(rows: list[Row], backbone: str, kind: str, width: int) -> dict[float, 
     return {lr: sum(each) / len(each) for lr, each in sorted(losses.items())}
 
 
+def uncertainty(rows: list[Row], backbone: str, kind: str, first: float, best: float) -> str:
+    """Standard error of a regret, from the seeds' own: the same rates for all of them."""
+    losses = {
+        (row["seed"], row["lr"]): row["loss"]
+        for row in rows
+        if (row["backbone"], row["kind"], row["width"]) == (backbone, kind, WIDE) and row["loss"] is not None
+    }
+    seeds = sorted({seed for seed, _ in losses})
+    own = [losses[seed, first] / losses[seed, best] - 1 for seed in seeds if (seed, first) in losses]
+    return f"{statistics.stdev(own) / math.sqrt(len(own)):.1%}" if len(own) > 1 else ""
+
+
 def regrets(rows: list[Row]) -> str:
     """Table of regrets and of the shift of the best rate."""
     lines = [
         f"## Learning rate, width {NARROW} to {WIDE}\n",
         f"{rows[0]['steps']} steps of 16 images; seeds: {len({row['seed'] for row in rows})}. Regret: loss at the rate "
-        "that was best for the narrow model / least loss - 1. Shift: octaves from the one rate to the other.\n",
-        "| backbone | kind | rates | best narrow | best wide | shift | regret |\n"
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "that was best for the narrow model / least loss - 1, of the means over the seeds; its standard error is that "
+        "of the seeds' own. Shift: octaves from the one rate to the other.\n",
+        "| backbone | kind | rates | best narrow | best wide | shift | regret | standard error |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for backbone in BACKBONES:
         narrow = curve(rows, backbone, "standard", NARROW)
@@ -282,7 +298,7 @@ def regrets(rows: list[Row]) -> str:
             regret = wide[first] / wide[best] - 1
             lines.append(
                 f"| {backbone} | {kind} | {len(wide)} | {first:.1e} | {best:.1e} | {math.log2(best / first):+.0f} | "
-                f"{regret:.1%} |"
+                f"{regret:.1%} | {uncertainty(rows, backbone, kind, first, best)} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -297,7 +313,7 @@ def draw(rows: list[Row], file: Path) -> None:
     for line, backbone in enumerate(there):
         for column, kind in enumerate(KINDS):
             axes = panels[line][column]
-            for width, color in ((NARROW, "#0072b2"), (WIDE, "#d55e00")):
+            for width, color in ((NARROW, "#0072b2"), (BETWEEN, "#009e73"), (WIDE, "#d55e00")):
                 points = {lr: loss for lr, loss in curve(rows, backbone, kind, width).items() if math.isfinite(loss)}
                 if not points:
                     continue
