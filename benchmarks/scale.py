@@ -211,7 +211,7 @@ def measure(kind: str, finished: int, parallel: int, more: int) -> list[str]:
                 began, clock = time.perf_counter(), controller.clock
                 with reading(url, made._study_id, readings):
                     controller.run(more)
-                wall = time.perf_counter() - began
+                    wall = time.perf_counter() - began
                 simulated = controller.clock - clock
             lights = parallel / LIGHT_S * simulated
             light = statistics.mean(costs.calls["light report"])

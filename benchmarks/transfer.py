@@ -20,6 +20,7 @@ seen before, of the photographs that it trains on. At the narrow width, the base
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -113,10 +114,10 @@ def plan(gates: list[str] | None, backbones: tuple[str, ...], seeds: int, quick:
                 }
     if "rate" in gates:
         rates, steps = (RATES[4:7], 10) if quick else (RATES, STEPS)
-        wider = [(kind, width) for width in (WIDE, BETWEEN) for kind in KINDS]
-        for backbone in backbones:
-            for seed in range(seeds):
-                for kind, width in (("standard", NARROW), *wider):
+        first = [("standard", NARROW), *((kind, WIDE) for kind in KINDS)]
+        for models in (first, [(kind, BETWEEN) for kind in KINDS]):
+            for backbone, seed in itertools.product(backbones, range(seeds)):
+                for kind, width in models:
                     for rate in rates:
                         yield {
                             "gate": "rate",

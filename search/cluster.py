@@ -31,8 +31,12 @@ QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     "TUNE_WARN_THRESHOLD_S": "1000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
 }
-"""Environment of Ray: we speak for ourselves, handle our own signals and send no usage statistics.
+"""Environment of Ray: we speak for ourselves, handle our own signals, send no usage statistics, and serve no metrics,
+which Ray gives to anyone, token or not.
 
 The pattern that skips every line keeps twenty of a log from the terminal whenever a node dies."""
 

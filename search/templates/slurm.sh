@@ -5,6 +5,8 @@ cd -- "$folder"
 RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -v -t x1 | tr -d ' \n')
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
+# With ray[default] metrics would be served to everybody, token or not.
+export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
 temporary=/tmp/vqsearch-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 steps=()
 driver=
