@@ -10,21 +10,16 @@ python benchmarks/probe.py spaces/fair.yaml
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from search import comparison, corners, equality
 from search.cost import figure, load_of
+from search.operations import operations
 from search.probe import speed_of
-from vqvae.config import TrainConfig
-from vqvae.model import build_model
-from vqvae.perceptual import LPIPS
 
 PEAKS = {"A6000": 154.8e12, "H100": 989.4e12}
 """Dense bfloat16 operations a second as NVIDIA publishes them, of an RTX A6000 and an H100 SXM."""
@@ -43,32 +38,6 @@ class Corner:
     """Of a training step / images."""
     images_per_s: float
     """In training, on this device."""
-
-
-def flops(config: TrainConfig) -> float:
-    """Floating-point operations of a training step for each image, counted on models without memory.
-
-    The search for the nearest codes, which is no part of the gradient, is taken for tokens x codes x dimensions.
-    """
-    with FakeTensorMode():
-        model = build_model(config).train()
-        images = torch.empty(1, 3, config.data.resolution, config.data.resolution)
-        with FlopCounterMode(display=False) as counter:
-            codes = model.to_code(model.encoder(images))
-            made = model.final_convolution(model.decoder(model.from_code(codes)))
-            torch.autograd.backward(made.sum())
-    search = 2 * config.tokens * model.quantizer.codebook_size * model.quantizer.code_dim
-    perceptual = _flops_of_lpips(config.data.resolution) if config.loss.perceptual else 0.0
-    return float(counter.get_total_flops()) + search + perceptual
-
-
-@functools.cache
-def _flops_of_lpips(resolution: int) -> float:
-    lpips = LPIPS("vgg", "random")
-    made = torch.rand(1, 3, resolution, resolution, requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(lpips(made, made.detach()).sum())
-    return float(counter.get_total_flops())
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -96,7 +65,7 @@ def main() -> None:
             probed[arm].append(
                 Corner(
                     parameters=corner.parameters,
-                    flops=flops(corner.config),
+                    flops=operations(corner.config),
                     images_per_s=speed_of(corner.config, device, images).images_per_s,
                 )
             )

@@ -160,6 +160,9 @@ def space_file() -> str:
     for name, field in schema.File.model_fields.items():
         if part := _part(field.annotation):
             sections[name] = f"{_lead(part)}\n{_keys(f'{name}.', part)}"
+            for inner, below in part.model_fields.items():
+                if within := _part(below.annotation):
+                    sections[f"{name}.{inner}"] = f"{_lead(within)}\n{_keys(f'{name}.{inner}.', within)}"
     sections["metrics"] = f"{METRICS}\n" + _table(
         ("metric", "what", "unit", "direction"),
         (
@@ -246,7 +249,8 @@ def _keys(prefix: str, kind: type[BaseModel]) -> str:
     def row(name: str, field: FieldInfo) -> tuple[str, ...]:
         if part := _part(field.annotation):
             silent = "required" if field.is_required() else "none" if field.default is None else "its defaults"
-            return f"`{name}`", f"[mapping](#{anchor(name)})", silent, "", _lead(part).strip()
+            meaning = words.get(name) or _lead(part).strip()
+            return f"`{prefix}{name}`", f"[mapping](#{anchor(prefix + name)})", silent, "", meaning
         default = "required" if field.is_required() else _value(field.default)
         if name in ("train", "search", "constraints", "baselines"):
             return f"`{name}`", f"[{_kind(field.annotation)}](#{anchor(name)})", default, "", words[name]

@@ -36,13 +36,14 @@ def chosen(study: optuna.Study, number: int | None, top: int) -> list[FrozenTria
     Raises:
         StudyError: no such trial.
     """
-    return standing.ranking(study)[:top] if number is None else [trial_of(study, number)]
+    return standing.ranking_of_models(study)[:top] if number is None else [trial_of(study, number)]
 
 
 def config(trial: FrozenTrial, space: Space) -> dict[str, Any] | None:
     """The config that a trial trains, as JSON would have it; None where there is none yet, or its values don't hold."""
     try:
-        return conversion.to_dict(space.config(trial.params)) if trial.params else None
+        of = space.wanted if records.is_at_target(trial) else space.config
+        return conversion.to_dict(of(trial.params)) if trial.params else None
     except ConfigError:
         return None
 
@@ -104,7 +105,7 @@ def table(
 
 
 def _title(study: optuna.Study, space: Space, trials: Sequence[FrozenTrial]) -> str:
-    first, ranked = trials[0], [trial.number for trial in standing.ranking(study)]
+    first, ranked = trials[0], [trial.number for trial in standing.ranking_of_models(study)]
     name, by = one_line(study.study_name), f"by {units.label(space.objective.metric)}"
     if len(trials) > 1:
         return f"{name}: the best {len(trials)} of {len(ranked)} complete trials {by}"

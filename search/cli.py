@@ -16,6 +16,7 @@ from search import (
     cli_search,
     cli_slurm,
     cli_steer,
+    cli_transfer,
 )
 from search.errors import UserError, VqsearchError
 from vqvae.config import VqvaeError
@@ -32,6 +33,7 @@ def cli() -> None:
     vqsearch dashboard                       watch it in a browser
     vqsearch resume                          go on where it stopped
     vqsearch compare spaces/fair-demo.yaml   which tokenizer is best, each tuned
+    vqsearch transfer spaces/transfer.yaml   search a small model for a large one
     vqsearch export --to my-model            take the best model away
     vqsearch tokenize my-model FOLDER --to tokens.npz
     """
@@ -40,6 +42,7 @@ def cli() -> None:
 for command in (
     cli_search.launch,
     cli_compare.compare,
+    cli_transfer.transfer,
     cli_search.resume,
     cli_slurm.slurm,
     cli_steer.stop,

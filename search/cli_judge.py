@@ -78,6 +78,11 @@ def finalists(
         _of_a_comparison(store, compared, any((top, seeds, include, now, output, address, wait_for_nodes)), as_json)
         return
     loaded, space = catalog.load(store, study)
+    if space.transfer is not None:
+        raise UserError(
+            f"{loaded.study_name}: a transfer trains its best settings at the target, and judges none on a test split; "
+            f"vqsearch resume --study {loaded.study_name} says what they came to"
+        )
     given = {"finalists.top": top, "finalists.seeds": seeds, "finalists.include": include}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if space.finalists is None:

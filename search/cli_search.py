@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from search import cli_transfer
 from search.options import (
     Command,
     accept_option,
@@ -72,6 +73,8 @@ def launch(
     from search.progress import View
 
     loaded = spaces.load(space, overrides, study=study, trials=trials, plugins=plugins)
+    if loaded.transfer is not None:
+        raise loaded.document.error(("transfer",), f"this is a search for a larger model: vqsearch transfer {space}")
     url = storage_url(storage, loaded)
     if detach:
         start_again(["--set", "storage=null"], url, [loaded.study], output or loaded.output)
@@ -250,7 +253,23 @@ def _validate_space(
     found = {"file": path, "study": loaded.study, "rungs": list(loaded.rungs), "steps": loaded.budget.steps}
     rungs = ", ".join(str(rung) for rung in (*loaded.rungs, loaded.budget.steps))
     words = f"{len(loaded.parameters)} parameters, {loaded.budget.trials} trials, evaluated at {rungs}"
-    return found, [f"{path}: ok; {words}"], {"": loaded}
+    return found, [f"{path}: ok; {words}", *_sizes(loaded)], {"": loaded}
+
+
+def _sizes(loaded: Space) -> list[str]:
+    """What a transfer trains at its two sizes, of the first settings of the space."""
+    if loaded.transfer is None:
+        return []
+    from search import launch as launching
+    from search.transfer import words
+    from vqvae.model import count_parameters
+
+    small, large = (f"{count_parameters(config):,}" for config in launching.sizes(loaded))
+    beside = " and the baselines" if loaded.baselines and loaded.transfer.include == "baselines" else ""
+    return [
+        f"  searched with {small} parameters for a target of {large}: {words(loaded.transfer)}",
+        f"  settings that are trained at the target: the best {loaded.transfer.top}{beside}",
+    ]
 
 
 def _validate_comparison(
@@ -298,6 +317,8 @@ def _finish(signal: int, url: str, name: str) -> None:
     for line in standing.summary(loaded, space):
         say(line)
     flags = storage_flag(url)
+    if not signal and space.transfer is not None:
+        cli_transfer.answer(url, name)
     if signal:
         say(f"go on with: vqsearch resume{flags} --study {name}")
         sys.exit(128 + signal)

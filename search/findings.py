@@ -406,7 +406,7 @@ def _origin(trial: FrozenTrial, space: Space) -> str:
         return f"copied from trial {original.number} of {original.study}"
     what = records.finalist(trial)
     if what is not None:
-        return f"finalist: trial {what.of} with seed {what.seed}"
+        return f"finalist: trial {what.of} {'at the target' if what.at_target else f'with seed {what.seed}'}"
     if records.ENQUEUED in trial.user_attrs:
         return "by hand"
     asked = trial.system_attrs.get("fixed_params")

@@ -345,6 +345,7 @@ def check_trainable(space: Space) -> None:
                 raise _refusal(space, ("search", each.name), error) from None
     parameters.require_owners(space.parameters, space.base, space.document)
     first, measured = _first(space), driver.measure(space)
+    _require_family(space, first, measured)
     choices = {p.name: p.labels for p in space.parameters if p.kind == "choice" and not p.when}
     fault = functools.partial(_fault, space, measured)
     found = fault(first)
@@ -368,6 +369,23 @@ def check_trainable(space: Space) -> None:
             raise _refusal(space, ("baselines", index), found, f"can't be built: {found}")
 
 
+def _require_family(
+    space: Space, labels: Mapping[str, Any], measured: Callable[[TrainConfig], Mapping[str, float]]
+) -> None:
+    """Build both models of a transfer, and find the role of each of their parameters."""
+    if space.transfer is None:
+        return
+    from vqvae.model import roles
+
+    for name, make in (("proxy", space.config), ("target", space.wanted)):
+        try:
+            config = make(labels)
+            measured(config)
+            roles(config)
+        except ConfigError as error:
+            raise _refusal(space, ("transfer", name), error, f"can't be built: train.{error}") from None
+
+
 def _refusal(space: Space, path: tuple[str | int, ...], error: ConfigError, words: str = "") -> SpaceError:
     return space.document.error(path, code.hinted(words or error.problem, error))
 
@@ -381,6 +399,12 @@ def _require_costs(space: Space, told: Mapping[str, float]) -> None:
                 ("constraints", name),
                 f"{space.trainer} does not say it before training; known are its metrics and {', '.join(known)}",
             )
+
+
+def sizes(space: Space) -> tuple[TrainConfig, TrainConfig]:
+    """Configs of the first settings of a space: of a trial, and of the model that it is a search for."""
+    labels = _first(space)
+    return space.config(labels), space.wanted(labels)
 
 
 def check_settings(space: Space, labels: Mapping[str, Any], where: str) -> None:
@@ -403,6 +427,7 @@ def _fault(
 ) -> ConfigError | None:
     try:
         measured(space.config(labels))
+        measured(space.wanted(labels))
     except ConfigError as error:
         return error
     return None

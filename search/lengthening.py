@@ -35,6 +35,8 @@ def lengthen(stored: Space, trials: Sequence[FrozenTrial], steps: int) -> Space:
     if steps == now:
         return stored
     where = f"{stored.study}: --steps {steps}"
+    if stored.transfer is not None:
+        raise StudyError(f"{where}: proxies and targets of a transfer were compared at their steps; expected none")
     if steps < now:
         raise StudyError(f"{where}: trials can only become longer; expected more than {now}")
     _require_blind(stored, where)

@@ -207,7 +207,7 @@ def export(study: optuna.Study, number: int | None, target: Path) -> str:
 
 
 def _best(study: optuna.Study) -> int:
-    ranked = standing.ranking(study)
+    ranked = standing.ranking_of_models(study)
     if not ranked:
         raise StudyError(f"{study.study_name}: no trial is complete yet; --trial N takes another one")
     return ranked[0].number

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search import mounts, output
+from search import finalists, mounts, output
 from search.checkup import Finding, Status, refused
 from search.errors import OutputError
 
@@ -107,8 +107,9 @@ def checkpoints(space: Space) -> float:
     for end in (0, -1):
         labels = {p.name: p.labels[end] if p.kind == "choice" else (p.low, p.high)[end] for p in space.parameters}
         with contextlib.suppress(ConfigError):
-            sizes.append(measured(space.config(labels)).get("parameters", 0.0))
-    judged = 0 if space.finalists is None else space.finalists.top * space.finalists.seeds
+            sizes.append(measured(space.wanted(labels)).get("parameters", 0.0))
+    follow = finalists.wanted(space)
+    judged = 0 if follow is None else follow.top * len(follow.seeds)
     return CHECKPOINT * max(sizes) * (space.keep.best + judged + (space.parallel or 1))
 
 

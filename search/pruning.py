@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search import attachments, records
+from search import attachments, finalists, records
 from search.errors import SearchError, UserError
 from search.searcher import NOWHERE_ELSE, Nodes
 from search.space import Space, violations
@@ -184,7 +184,7 @@ def _evaluated(opened: OpenStudy, flight: Flight, step: int, metrics: dict[str, 
         return _ended("diverged", f"{metric} became {metrics[metric]} at step {step}")
     known = opened.frozen(trial)
     if flight.finalist is not None:
-        return _judged(opened, flight, known, step, metrics)
+        return _judged(opened, flight, flight.finalist, known, metrics)
     skipped = [rung for rung in space.rungs if rung < step and rung not in known.intermediate_values]
     if skipped:
         raise SearchError(f"trial {trial.number}: the trainer skipped the rung at step {skipped[0]} and is at {step}")
@@ -202,13 +202,14 @@ def _evaluated(opened: OpenStudy, flight: Flight, step: int, metrics: dict[str, 
 
 
 def _judged(
-    opened: OpenStudy, flight: Flight, known: FrozenTrial, step: int, metrics: dict[str, float]
+    opened: OpenStudy, flight: Flight, finalist: records.Finalist, known: FrozenTrial, metrics: dict[str, float]
 ) -> Outcome | None:
     """A finalist is measured at its last step alone, and no rung or limit stops it."""
-    if step != opened.space.budget.steps:
+    step = flight.step
+    if step != finalists.last_step(opened.space, finalist):
         return None
     tested = f"test/{opened.space.objective.metric.removeprefix('val/')}"
-    if tested not in metrics:
+    if tested not in metrics and not finalist.at_target:
         raise SearchError(
             f"trial {flight.trial.number}: the trainer did not measure {tested}, by which finalists are judged, at "
             f"step {step}"

@@ -106,10 +106,12 @@ class Finalist:
     Attributes:
         of: number of the trial whose settings it has.
         seed: its own.
+        at_target: it trains them at the target of a transfer, and sees no test split.
     """
 
     of: int
     seed: int
+    at_target: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,9 +416,15 @@ def finalist(trial: FrozenTrial) -> Finalist | None:
     return None if found is None else Finalist(**found)
 
 
+def is_at_target(trial: FrozenTrial) -> bool:
+    """Whether the trial trains a setting at the target of a transfer."""
+    found = finalist(trial)
+    return found is not None and found.at_target
+
+
 def finalist_attrs(what: Finalist) -> dict[str, Any]:
     """The attributes of a trial that is to be a finalist."""
-    return {FINALIST: asdict(what)}
+    return {FINALIST: {name: value for name, value in asdict(what).items() if value is not False}}
 
 
 def openings(study: optuna.Study) -> list[Opening]:

@@ -106,13 +106,15 @@ def searching(
 
 def with_finalists(work: Work, study: optuna.Study, space: Space, trials: Sequence[FrozenTrial]) -> Work:
     """The same with the finalists to come: those chosen, or while the search goes on as many as may be chosen."""
-    wanted = space.finalists
+    wanted = finalists.wanted(space)
     if wanted is None:
         return work
+    if wanted.at_target:  # how long those take, no trial of the search tells
+        work = replace(work, finalist_s=None)
     if not work.trials:
         return replace(work, finalists=len(finalists.missing(space, trials, study.direction)))
     baselines = len(space.baselines) if wanted.include == "baselines" else 0
-    return replace(work, finalists=(wanted.top + baselines) * wanted.seeds)
+    return replace(work, finalists=(wanted.top + baselines) * len(wanted.seeds))
 
 
 def judging(

@@ -23,13 +23,20 @@ _STEP = re.compile(r"trials/(?P<number>\d{5,})/(?P<step>step-\d+)(?P<part>\.part
 
 def ranked(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
     """Complete trials of a search that keep the limits, the best first, and of two alike the earlier one."""
+    return _sorted((trial for trial in trials if records.finalist(trial) is None), direction)
+
+
+def ranked_at_target(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """The same of the trials at the target of a transfer."""
+    return _sorted((trial for trial in trials if records.is_at_target(trial)), direction)
+
+
+def _sorted(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
     sign = 1 if direction == StudyDirection.MINIMIZE else -1
     complete = [
         trial
         for trial in trials
-        if trial.state == TrialState.COMPLETE
-        and records.finalist(trial) is None
-        and all(value <= 0 for value in trial.constraints.values())
+        if trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
     ]
     return sorted(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -103,6 +103,32 @@ class Finalists(_Part):
     """Settings that are judged beside them, wherever pruning stopped them."""
 
 
+class Size(_Part):
+    """What may differ between the proxy of a transfer and its target; what is silent is equal."""
+
+    width: int | None = Field(default=None, ge=1)
+    """Channels, `model.width`."""
+    depth: int | None = Field(default=None, ge=1)
+    """Blocks on each side, `model.depth`."""
+    steps: int | None = Field(default=None, ge=1, le=10**9)
+    """Optimizer steps of a trial; a warm-up keeps its part of them."""
+    images: int | None = Field(default=None, ge=0)
+    """Training images, at most, `data.images`; 0 is all."""
+
+
+class Transfer(_Part):
+    """Search a smaller model than the one that is wanted, and train what was found at its size; see transfer.md."""
+
+    proxy: Size
+    """What the search trains."""
+    target: Size = Size()
+    """What is wanted; it is what `train` and `budget` say, where this is silent."""
+    top: int = Field(default=3, ge=1)
+    """Settings of the ranking, the best first, that are trained at the target."""
+    include: Literal["baselines", "nothing"] = "baselines"
+    """Settings that are trained there beside them, wherever pruning stopped them."""
+
+
 class Limits(_Part):
     """Bounds of a quantity; a trial outside them is infeasible."""
 
@@ -140,6 +166,7 @@ class File(_Part):
     keep: Keep = Keep()
     log: Log = Log()
     finalists: Finalists | None = None
+    transfer: Transfer | None = None
     storage: str | None = None
     """URL of the storage; none is $VQSEARCH_STORAGE, else sqlite:///vqsearch.db."""
     output: str | None = None
@@ -176,11 +203,17 @@ def _explain(error: pydantic.ValidationError, document: yaml12.Document) -> Spac
     path = tuple(first["loc"])
     if first["type"] == "missing":
         return document.error(path, "this key is missing")
+    if first["type"] == "extra_forbidden" and path[0] == "transfer" and path[1] in ("proxy", "target"):
+        return document.error(
+            path,
+            f"must be equal at proxy and target, so it stands under train; {', '.join(Size.model_fields)} may differ",
+        )
     if first["type"] == "extra_forbidden":
         known: Any = File
         for part in path[:-1]:
             annotation = known.model_fields[part].annotation if part in known.model_fields else Limits
-            known = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Limits
+            models = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
+            known = next((each for each in models if issubclass(each, BaseModel)), Limits)
         near = difflib.get_close_matches(str(path[-1]), list(known.model_fields), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known.model_fields)}"
         return document.error(path, f"unknown key; {hint}")

@@ -220,7 +220,7 @@ class StudySearcher(Searcher):
         """A finalist that waits; None while trials of the search run, and where there is none."""
         opened = self.opened
         running = any(flight.finalist is None for flight in opened.flights.values())
-        return None if opened.space.finalists is None or opened.draining or running else finalists.begin(opened)
+        return None if finalists.wanted(opened.space) is None or opened.draining or running else finalists.begin(opened)
 
     def _take_up(self, waiting: FrozenTrial) -> Flight:
         """A waiting trial of one's choice, where `ask` would take the first one."""
@@ -240,7 +240,8 @@ class StudySearcher(Searcher):
 
     def _violations(self, flight: Flight) -> Outcome | None:
         try:
-            quantities = self._measure(self.opened.space.config(flight.labels))
+            self.opened.space.config(flight.labels)
+            quantities = self._measure(self.opened.space.wanted(flight.labels))
         except (ConfigError, CostsError) as error:
             return Outcome(state=TrialState.PRUNED, reason=str(error), constraints={"valid": 1.0})
         broken = violations(self.opened.space.constraints, quantities)
@@ -255,7 +256,12 @@ class StudySearcher(Searcher):
         flight.step = checkpoint.step if checkpoint else 0
         verb = f"goes on at step {flight.step}" if checkpoint else "starts"
         if flight.finalist is not None:
-            verb += f" as a finalist, trial {flight.finalist.of} with seed {flight.finalist.seed}"
+            whose = f"trial {flight.finalist.of}"
+            verb += (
+                f" as {whose} at the target"
+                if flight.finalist.at_target
+                else (f" as a finalist, {whose} with seed {flight.finalist.seed}")
+            )
         opened.notify(f"trial {frozen.number} {verb}: {settings(flight.labels)}")
         attachments.note_trial(opened.study, opened.space, flight.trial)
         held = code.versions(opened.space.plugins)
@@ -263,7 +269,7 @@ class StudySearcher(Searcher):
             records.set_code(flight.trial, held)
         config = opened.space.config(flight.labels)
         if flight.finalist is not None:
-            config = finalists.config(config, flight.finalist)
+            config = finalists.config(opened.space, flight.labels, flight.finalist)
         if not opened.space.resources.gpus and config.device == "auto":
             # A trial that asked for no GPU must not take one that Ray believes to be free.
             config = dataclasses.replace(config, device="cpu")

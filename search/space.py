@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search import code, labels, parameters, schema, trainer, yaml12
+from search import code, labels, parameters, schema, trainer, transfer, yaml12
 from search.errors import SpaceError
 from search.parameters import FIXED, Parameter
 from search.schema import Budget, CodeFile, File, Finalists, Keep, Limits, Log, Objective, Pruner, Resources, Sampler
+from search.transfer import Transfer
 from vqvae import config as vqvae_config
 from vqvae import conversion, plugins
 from vqvae.config import ConfigError, TrainConfig
@@ -42,6 +43,8 @@ class Space:
         study, objective, budget, sampler, pruner, resources, parallel, seed, keep, finalists, log, storage, output: as
             there.
         retries: how often a trial goes on after it lost its worker.
+        transfer: to a larger model than the one that is searched, whose base config, budget of steps and rungs are the
+            proxy's; None where the model that is searched is the one that is wanted.
         plugins: files of the user's own code that have to run before a trial's model can be built.
         trainer: FILE.py:FUNCTION that trains in the place of ours, its file one of `plugins`; None is ours.
         base: the config of every trial before its parameters; its steps, rungs and seed are the search's.
@@ -64,6 +67,7 @@ class Space:
     keep: Keep
     log: Log
     finalists: Finalists | None
+    transfer: Transfer | None
     storage: str | None
     output: str | None
     plugins: tuple[CodeFile, ...]
@@ -88,6 +92,15 @@ class Space:
         """
         values = {p.name: p.value(labels[p.name]) for p in self.parameters if p.name in labels}
         return conversion.replace(self.base, values)
+
+    def wanted(self, labels: Mapping[str, Any]) -> TrainConfig:
+        """The config of the model that a trial with these labels is a search for: at the target of a transfer.
+
+        Raises:
+            ConfigError: the values contradict one another.
+        """
+        config = self.config(labels)
+        return config if self.transfer is None else self.transfer.at_target(config)
 
 
 def rungs(steps: int, pruner: Pruner) -> tuple[int, ...]:
@@ -265,7 +278,11 @@ def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Sp
             ("study",), f"must be letters, digits, '.', '_' and '-' (it names a folder), but got {file.study!r}"
         )
     train = _absolute(file.train, folder)
-    base = _base(file, train, document)
+    carried, small, budget = None, train, file.budget
+    if file.transfer is not None:
+        carried, small = transfer.read(file, train, document)
+        budget = budget.model_copy(update={"steps": carried.proxy.steps})
+    base = _base(file, small, budget.steps, document)
     try:
         known = trainer.of(file.plugins, file.trainer)
     except PluginError as error:
@@ -274,7 +291,7 @@ def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Sp
     space = Space(
         study=file.study,
         objective=file.objective,
-        budget=file.budget,
+        budget=budget,
         sampler=file.sampler,
         pruner=file.pruner,
         resources=file.resources,
@@ -284,6 +301,7 @@ def check(values: dict[str, Any], document: yaml12.Document, folder: Path) -> Sp
         keep=file.keep,
         log=file.log,
         finalists=file.finalists,
+        transfer=carried,
         storage=file.storage,
         output=_absolute_output(file.output, folder),
         plugins=tuple(file.plugins),
@@ -326,26 +344,25 @@ def _source(file: File, train: Mapping[str, Any], searched: Sequence[Parameter],
     return values
 
 
-def _base(file: File, train: Mapping[str, Any], document: yaml12.Document) -> TrainConfig:
+def _base(file: File, train: Mapping[str, Any], steps: int, document: yaml12.Document) -> TrainConfig:
     for key, instead in FIXED.items():
         if key in train:
             raise document.error(("train", key), f"the search sets this itself; {instead}")
+    budgeted = "budget.steps" if file.transfer is None else "the steps of a proxy"
     at = file.pruner.at
-    if at is not None and not (at and at == sorted(set(at)) and at[0] >= 1 and at[-1] < file.budget.steps):
+    if at is not None and not (at and at == sorted(set(at)) and at[0] >= 1 and at[-1] < steps):
         raise document.error(
-            ("pruner", "at"), f"must be rising steps from 1 to below budget.steps, {file.budget.steps}, but got {at!r}"
+            ("pruner", "at"), f"must be rising steps from 1 to below {budgeted}, {steps}, but got {at!r}"
         )
-    steps = rungs(file.budget.steps, file.pruner)
-    if file.pruner.kind != "none" and not steps:
+    compared = rungs(steps, file.pruner)
+    if file.pruner.kind != "none" and not compared:
         raise document.error(
             ("pruner", "rungs"),
             f"{file.pruner.rungs} rungs at a reduction factor of {file.pruner.reduction_factor} need at least "
-            f"{file.pruner.reduction_factor**file.pruner.rungs} steps, but budget.steps is {file.budget.steps}",
+            f"{file.pruner.reduction_factor**file.pruner.rungs} steps, but {budgeted} is {steps}",
         )
     try:
-        config: TrainConfig = conversion.from_dict(
-            {**train, "steps": file.budget.steps, "rungs": steps, "seed": file.seed}
-        )
+        config: TrainConfig = conversion.from_dict({**train, "steps": steps, "rungs": compared, "seed": file.seed})
     except ConfigError as error:
         raise document.error(("train", *error.key.split(".")), error.problem) from None
     return config

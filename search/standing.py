@@ -92,6 +92,7 @@ class Standing:
         at_most: the estimate is an upper bound, since nothing was pruned yet.
         work: what is left to train, finalists to come included; None where nothing does it.
         finalists, judged: trials that judge settings again, and those of them that have ended.
+        at_target: they do so at the target of a transfer.
     """
 
     counts: Mapping[str, int]
@@ -109,6 +110,7 @@ class Standing:
     work: Work | None = None
     finalists: int = 0
     judged: int = 0
+    at_target: bool = False
 
     @property
     def done(self) -> int:
@@ -150,7 +152,8 @@ def standing(
     hours = records.hours(study) if hours is None else hours
     ranked = ranking(study)
     if len(judges) > len(judged):
-        now_left = work = remaining.judging(len(judges), judged, ranked, spent_s)
+        like = [] if space.transfer else ranked  # trials at a target take longer than those of the search
+        now_left = work = remaining.judging(len(judges), judged, like, spent_s)
     else:
         now_left = remaining.searching(
             finished, [(each.step, each.images_per_s) for each in running], spent_s, space, hours
@@ -176,6 +179,7 @@ def standing(
         work=work,
         finalists=len(judges),
         judged=len(judged),
+        at_target=space.transfer is not None,
     )
 
 
@@ -231,6 +235,12 @@ def ranking(study: optuna.Study) -> list[FrozenTrial]:
     return retention.ranked(study.get_trials(deepcopy=False), study.direction)
 
 
+def ranking_of_models(study: optuna.Study) -> list[FrozenTrial]:
+    """The same of what a study was made for: of a transfer those at the target, as soon as there are any."""
+    trials = study.get_trials(deepcopy=False)
+    return retention.ranked_at_target(trials, study.direction) or retention.ranked(trials, study.direction)
+
+
 def cause(trial: FrozenTrial) -> str:
     """Why a trial was pruned or failed, in a word or two to group by."""
     reason = records.reason(trial).strip()
@@ -271,7 +281,8 @@ def refused(now: Standing) -> str:
 
 def finalists(now: Standing) -> str:
     """How many settings are judged; "" where none is."""
-    return f"{now.judged} of {now.finalists} finalists judged" if now.finalists else ""
+    what = "settings trained at the target" if now.at_target else "finalists judged"
+    return f"{now.judged} of {now.finalists} {what}" if now.finalists else ""
 
 
 def left(now: Standing) -> str:

@@ -34,7 +34,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)  # The search speaks for it
 OPERATIONAL = (
     "budget.trials", "budget.hours", "parallel", "resources.gpus", "resources.cpus",
     "resources.accelerator_type", "resources.labels", "keep.best", "finalists.top",
-    "finalists.seeds", "finalists.include", "log.tensorboard", "log.wandb",
+    "finalists.seeds", "finalists.include", "transfer.top", "transfer.include", "log.tensorboard", "log.wandb",
 )  # fmt: skip
 """Keys that change how long and where a search runs and what it keeps, but no trial: they may change later."""
 

@@ -131,7 +131,7 @@ def judge(study: optuna.Study, space: Space, read: Read | None = None) -> Verdic
     sign = 1 if space.objective.direction == "minimize" else -1
     groups: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
-        if (what := records.finalist(trial)) is not None:
+        if (what := records.finalist(trial)) is not None and not what.at_target:
             groups.setdefault(what.of, []).append(trial)
     found = [
         contender

@@ -389,6 +389,8 @@ class DataConfig:
     """Part of the images held out for the search; above 0, below 1."""
     test_fraction: float = 0.05
     """Part of the images that only finalists are judged on; 0 to below 1."""
+    images: int = 0
+    """Training images, at most; 0 is all. Fewer are among the more, the same in every run; held-out images stay."""
     crop_scale: float = 0.8
     """Smallest area of a random resized crop / area of the image; above 0, at most 1 (1 is off)."""
     flip: float = 0.3
@@ -418,6 +420,7 @@ class DataConfig:
             f"such that with validation_fraction ({self.validation_fraction}) it stays below 1",
             self.test_fraction,
         )
+        _each(self, "images", least=0)
         _each(self, "crop_scale", above=0, most=1)
         _each(self, "flip sharpness autocontrast", least=0, most=1)
 

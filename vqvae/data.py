@@ -79,7 +79,8 @@ def load(config: DataConfig, tell: Callable[[Decoding], None] | None = None) -> 
         parts = {
             name: Images(part, np.arange(len(part))) for name, part in photographs.crops(config.resolution).items()
         }
-        return Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
+        train = _some(parts["train"], config.images)
+        return Splits(train=train, validation=parts["validation"], test=parts["test"])
     if config.source == "huggingface" and config.group_by == "folder" and not config.splits:
         raise DataError(
             "data.group_by: must be near-duplicates or file, since the pictures of a Hugging Face data set lie in no "
@@ -91,13 +92,21 @@ def load(config: DataConfig, tell: Callable[[Decoding], None] | None = None) -> 
     parts = {name: Images(found.pixels, part) for name, part in rows.items()}
     within = source.place if config.source == "folder" else ""
     return Splits(
-        train=parts["train"],
+        train=_some(parts["train"], config.images),
         validation=parts["validation"],
         test=parts["test"],
         skipped=tuple(f"{PurePosixPath(within, name)}: {reason}" for name, reason in found.unread.items()),
         small=len(found.small),
         near_duplicates=int((found.group != np.arange(len(found.group))).sum()),
     )
+
+
+def _some(images: Images, most: int) -> Images:
+    """At most so many of them, in their order; fewer are among the more, since all are shuffled alike."""
+    if not 0 < most < len(images):
+        return images
+    chosen = np.random.default_rng(0).permutation(len(images))[:most]
+    return Images(images.pixels, images.rows[np.sort(chosen)])
 
 
 def _rows(found: Decoded, config: DataConfig, place: str) -> dict[str, NDArray[np.int64]]:

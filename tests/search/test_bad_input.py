@@ -42,8 +42,8 @@ CORPUS = {
     "launch silent.yaml": "silent.yaml: search: this key is missing",
     "launch config.yaml": (
         "config.yaml:1: steps: unknown key; known are study, objective, budget, sampler, pruner, resources, "
-        "parallel, retries, seed, keep, log, finalists, storage, output, plugins, trainer, train, search, constraints, "
-        "baselines"
+        "parallel, retries, seed, keep, log, finalists, transfer, storage, output, plugins, trainer, train, search, "
+        "constraints, baselines"
     ),
     "launch tiny.yaml --set budgets.trials=3": "tiny.yaml: budgets: unknown key; did you mean budget?",
     "launch tiny.yaml --set 'search.model.depth={choice: []}'": (
@@ -61,7 +61,7 @@ CORPUS = {
     "resume --set seed=3": (
         "--set seed: a study that goes on can change budget.trials, budget.hours, parallel, resources.gpus, "
         "resources.cpus, resources.accelerator_type, resources.labels, keep.best, finalists.top, finalists.seeds, "
-        "finalists.include, log.tensorboard, log.wandb; nothing else"
+        "finalists.include, transfer.top, transfer.include, log.tensorboard, log.wandb; nothing else"
     ),
     "resume --set parallel=0": "study tiny: parallel: must be at least 1, but got 0",
     "resume": "{house}/root: the output root of the study is not there; --output says where it has moved",
@@ -149,7 +149,7 @@ CORPUS = {
     ),
     "resume --storage sqlite:///newer.db": (
         "study tiny: federation: unknown key; known are study, objective, budget, sampler, pruner, "
-        "resources, parallel, retries, seed, keep, log, finalists, storage, output, plugins, trainer, train, "
+        "resources, parallel, retries, seed, keep, log, finalists, transfer, storage, output, plugins, trainer, train, "
         "search, constraints, baselines"
     ),
     "export --trial 99 --to x": "tiny: no trial 99; the numbers go from 0 to 2",

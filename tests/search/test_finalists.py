@@ -1,5 +1,6 @@
 """Finalists over a trainer that only computes curves: who they are, that nobody else sees them, and every kill."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -8,7 +9,20 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from search import answer, catalog, finalists, findings, pruning, records, retention, sampling, space, standing, study
+from search import (
+    answer,
+    catalog,
+    finalists,
+    findings,
+    pruning,
+    records,
+    retention,
+    sampling,
+    space,
+    standing,
+    study,
+    verdict,
+)
 from search import lease as leases
 from search.errors import SpaceError
 from search.searcher import Assignment, StudySearcher
@@ -20,6 +34,10 @@ GOOD, POOR = (
 )
 BASELINE = f"baselines=[{GOOD}, {POOR}]"
 WANTED = ["budget.trials=6", "parallel=1", BASELINE, "finalists={top: 2, seeds: 2}"]
+
+
+NARROW = ["budget.trials=6", "parallel=1", BASELINE, "train.model.width=64", "transfer={proxy: {width: 16}, top: 2}"]
+"""A search at width 16 whose two best settings, and its baselines, are trained at width 64."""
 
 
 class KilledError(BaseException):
@@ -73,7 +91,7 @@ class Storage(InMemoryStorage):
 @pytest.fixture
 def place(tmp_path, tiny_file, monkeypatch):
     monkeypatch.setattr(leases, "_alive", lambda _holder: False)
-    found = SimpleNamespace(storage=Storage(), root=str(tmp_path / "out"), trained=[], file=tiny_file)
+    found = SimpleNamespace(storage=Storage(), root=str(tmp_path / "out"), trained=[], widths={}, file=tiny_file)
     found.space = space.load(tiny_file, WANTED)
     return found
 
@@ -89,6 +107,7 @@ def fly(place, searcher, scheduler, assignment, name):
     resumed = int(assignment.checkpoint.rpartition("-")[2]) if assignment.checkpoint else 0
     if resumed < config.steps:
         place.trained.append((assignment.number, config.seed, config.evaluation.test))
+        place.widths[assignment.number] = config.model.width
     for step in (*config.rungs, config.steps):
         if step < resumed:
             continue
@@ -303,3 +322,73 @@ def test_what_won_begins_with_the_finalists(place):
     assert "over 2 seeds" in said[0]
     assert any(f"rial {found.best.number}" in line and "won the search with PSNR" in line for line in said)
     assert not any("the winner's is optimistic" in line for line in said)
+
+
+def at_target(place):
+    return {trial.number: trial for trial in loaded(place).trials if records.is_at_target(trial)}
+
+
+def test_the_best_settings_of_a_transfer_and_its_baselines_are_trained_at_the_target(place):
+    place.space = space.load(place.file, NARROW)
+    drive(place)
+    trials = loaded(place).trials
+    best = [trial.number for trial in standing.ranking(loaded(place))[:2]]
+    assert trials[1].state == TrialState.PRUNED
+    found = at_target(place)
+    assert [records.finalist(trial).of for trial in found.values()] == [*best, *({0, 1} - set(best))]
+    assert all(trial.params == trials[records.finalist(trial).of].params for trial in found.values())
+    assert all(list(trial.intermediate_values) == [18] for trial in found.values()), "no rung stops them"
+    assert {number: place.widths[number] for number in found} == dict.fromkeys(found, 64)
+    assert {place.widths[number] for number in range(6)} == {16}
+    assert all(seed == 0 and not test for _, seed, test in place.trained), "the test split stays closed"
+    assert records.openings(loaded(place)) == []
+
+
+def test_trials_at_a_target_count_towards_no_budget_and_are_what_is_taken_away(place):
+    place.space = space.load(place.file, NARROW)
+    drive(place)
+    found, targets = loaded(place), at_target(place)
+    now = standing.standing(found, place.space)
+    assert now.done == 6
+    assert {trial.number for trial in standing.ranking(found)} <= set(range(6))
+    assert {trial.number for trial in standing.ranking_of_models(found)} == set(targets)
+    assert standing.summary(found, place.space)[1] == f"{len(targets)} of {len(targets)} settings trained at the target"
+    assert verdict.judge(found, place.space) is None
+    told = {trial.origin for trial in findings.read(found, place.space, "sqlite:///x.db").trials if trial.number > 5}
+    assert told == {f"finalist: trial {records.finalist(trial).of} at the target" for trial in targets.values()}
+
+
+def test_a_kill_before_any_write_trains_nothing_twice_at_the_target(place, tmp_path):
+    place.space = space.load(place.file, [*NARROW, "budget.trials=3", "transfer.top=1"])
+    drive(place)
+    whole = {records.finalist(trial).of: (trial.params, trial.value) for trial in at_target(place).values()}
+    total, killed = place.storage.writes, 0
+    for writes in range(total - 45, total):
+        place.storage, place.trained = Storage(), []
+        place.root = str(tmp_path / f"out-{writes}")
+        place.storage.left = writes
+        with contextlib.suppress(KilledError):
+            drive(place)
+        killed += place.storage.left < 0
+        place.storage.left = None
+        drive(place)
+        found = [(records.finalist(trial).of, (trial.params, trial.value)) for trial in at_target(place).values()]
+        assert dict(found) == whole, writes
+        assert len(found) == len(whole), "each setting is one trial at the target"
+        assert len([number for number, *_ in place.trained if number in at_target(place)]) <= len(whole) + 1
+    assert killed >= 40, "else this test shows little"
+
+
+def test_limits_of_a_transfer_are_those_of_its_target(place):
+    place.space = space.load(place.file, [*NARROW, "constraints.tokens={max: 64}"])
+    seen = []
+
+    def measured(config):
+        seen.append(config.model.width)
+        return {"tokens": float(config.tokens)}
+
+    driver = study.create(place.storage, place.space, place.root, 1)
+    searcher = StudySearcher(driver, lambda: 1, measured, "control")
+    assert isinstance(searcher.suggest("a"), dict)
+    assert seen == [64]
+    driver.close()

@@ -260,3 +260,20 @@ def test_decoding_is_told(folder):
         DataConfig(source="folder", path=str(folder), resolution=8, cache=str(folder.parent / "cache")), told.append
     )
     assert told == [data.Decoding(0, 12), data.Decoding(12, 12)]
+
+
+def test_fewer_training_images_are_among_the_more_and_held_out_ones_stay(folder):
+    whole, eight, four = (load(folder, images=most) for most in (0, 8, 4))
+    assert len(whole.train) == len(load(folder, images=100).train) == 10
+    rows = [set(found.train.rows.tolist()) for found in (whole, eight, four)]
+    assert [len(each) for each in rows] == [10, 8, 4]
+    assert rows[2] < rows[1] < rows[0]
+    assert four.train.rows.tolist() == load(folder, images=4).train.rows.tolist()
+    for part in ("validation", "test"):
+        assert getattr(four, part).rows.tolist() == getattr(whole, part).rows.tolist()
+
+
+def test_fewer_of_the_bundled_photographs_train_too():
+    whole, few = (data.load(DataConfig(resolution=64, images=most)) for most in (0, 50))
+    assert len(few.train) == 50 < len(whole.train)
+    assert len(few.validation) == len(whole.validation)
