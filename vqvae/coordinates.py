@@ -64,6 +64,18 @@ class Coordinate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModuleTrend:
+    """How the outputs of one module follow the size of the model."""
+
+    module: str
+    """Its dotted name; of the trunk encoder or decoder, whose last block has another name at another depth."""
+    change: float
+    """Slope of log(change) against log(size), of the last step, over all seeds."""
+    before: float
+    """The same of their initial size."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trend:
     """How the outputs of one role's modules follow the size of the model."""
 
@@ -76,6 +88,10 @@ class Trend:
     """How many there are, in the smallest model."""
     holds: bool
     """The slope of the change lies within `LIMITS`."""
+    means: tuple[tuple[int, float], ...]
+    """Each size, rising, and the geometric mean of the change there."""
+    each: tuple[ModuleTrend, ...]
+    """Of every module that changes at all sizes, the one whose slope is farthest from 0 first."""
 
 
 def coordinates(
@@ -127,16 +143,42 @@ def trends(rows: Iterable[Coordinate]) -> list[Trend]:
     found = []
     for role in LIMITS:
         mine = [row for row in rows if row.role == role and row.step == last and row.change > 0 < row.before]
-        by_size = {size: [row for row in mine if row.size == size] for size in sizes}
-        if all(by_size.values()):
-            change, before = (
-                _slope([(size, _log_mean(getattr(row, name) for row in part)) for size, part in by_size.items()])
-                for name in ("change", "before")
+        if {row.size for row in mine} == set(sizes):
+            change, before = _means(mine, "change"), _means(mine, "before")
+            slope = _slope(change)
+            found.append(
+                Trend(
+                    role=role,
+                    change=slope,
+                    before=_slope(before),
+                    modules=len({row.module for row in mine if row.size == sizes[0]}),
+                    holds=abs(slope) <= LIMITS[role],
+                    means=tuple((size, math.exp(mean)) for size, mean in change),
+                    each=_each(mine, sizes),
+                )
             )
-            modules = len({row.module for row in by_size[sizes[0]]})
-            holds = abs(change) <= LIMITS[role]
-            found.append(Trend(role=role, change=change, before=before, modules=modules, holds=holds))
     return found
+
+
+def _each(rows: Sequence[Coordinate], sizes: Sequence[int]) -> tuple[ModuleTrend, ...]:
+    """Of one role's rows, those of each module by themselves."""
+    by_name: dict[str, list[Coordinate]] = {}
+    for row in rows:
+        by_name.setdefault(row.module.partition(".")[0] if row.role == "trunk" else row.module, []).append(row)
+    found = [
+        ModuleTrend(module=name, change=_slope(_means(part, "change")), before=_slope(_means(part, "before")))
+        for name, part in by_name.items()
+        if {row.size for row in part} == set(sizes)
+    ]
+    return tuple(sorted(found, key=lambda each: -abs(each.change)))
+
+
+def _means(rows: Sequence[Coordinate], name: Literal["change", "before"]) -> list[tuple[int, float]]:
+    """Each size, rising, and the mean there of the logarithms of what was measured."""
+    return [
+        (size, _log_mean(getattr(row, name) for row in rows if row.size == size))
+        for size in sorted({row.size for row in rows})
+    ]
 
 
 def _plain(config: TrainConfig, along: str, size: int, seed: int, steps: int, images: int) -> TrainConfig:
