@@ -19,7 +19,7 @@ KINDS = ("standard", "mup", "sp-full-align", "sp-no-align")
 
 @click.command(
     cls=Command,
-    epilog="vqsearch coordinates spaces/mamba.yaml --set train.data.resolution=64 --to check.png\n"
+    epilog="vqsearch coordinates spaces/mamba.yaml --sizes 64,128,256 --set train.data.resolution=64 --to check.png\n"
     "vqsearch coordinates config.yaml --sizes 64,128,256 --kind sp-full-align\n"
     "vqsearch coordinates preset:attention-tiny --plugin mine.py --set model.backbone=mine --json",
 )

@@ -32,8 +32,9 @@ OF_SPACES = frozenset({"study", "objective", "budget", "search"})
 FACTORS = (1, 2, 4)
 """Default sizes / the base."""
 
-DRAWN = 0.2
-"""Slope of a module's initial outputs above which it is taken to be drawn at another size than fan-in^-1/2."""
+DRAWN = 0.3
+"""Slope of a module's initial outputs / its inputs above which it is taken to be drawn otherwise than at fan-in^-1/2:
+weights of one size at any width have 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,13 @@ def _as_json(measured: Measured) -> dict[str, Any]:
                 "initial_slope": trend.before,
                 "change": {str(size): mean for size, mean in trend.means},
                 "modules": [
-                    {"module": each.module, "slope": each.change, "initial_slope": each.before} for each in trend.each
+                    {
+                        "module": each.module,
+                        "slope": each.change,
+                        "initial_slope": each.before,
+                        "gain_slope": each.gain if math.isfinite(each.gain) else None,
+                    }
+                    for each in trend.each
                 ],
             }
             for trend in measured.trends

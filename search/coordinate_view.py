@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
 from rich.table import Table
 from rich.text import Text
 
@@ -124,7 +125,8 @@ def _hints(check: Check) -> list[str]:
     if check.along == "width" and (off := _drawn_otherwise(judged)):
         more = f" and {len(off) - NAMED} more" if len(off) > NAMED else ""
         hints.append(
-            f"draw at fan-in^-1/2, since the initial outputs grow with the width: {', '.join(off[:NAMED])}{more}"
+            "draw at fan-in^-1/2 (docs/transfer.md) what grows with the width before any step: "
+            f"{', '.join(off[:NAMED])}{more}"
         )
     return hints
 
@@ -136,11 +138,11 @@ def _unscaled(check: Check) -> bool:
 
 def _drawn_otherwise(judged: Measured) -> list[str]:
     return [
-        f"{each.module} ({each.before:+.2f})"
+        f"{each.module} ({each.gain:+.2f})"
         for trend in judged.trends
         if trend.role != "trunk"
         for each in trend.each
-        if each.before > DRAWN
+        if each.gain > DRAWN
     ]
 
 
@@ -200,6 +202,8 @@ def _panel(axes: Axes, trend: Trend, other: Trend | None, check: Check) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(check.sizes, labels=[f"{size:,}" for size in check.sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # powers would need math in texts
     axes.minorticks_off()
     middle = math.sqrt(min(heights) * max(heights))
     half = max(math.sqrt(max(heights) / min(heights)) * 1.25, 4.0)  # a level line is to look level

@@ -88,7 +88,9 @@ def test_it_asks_neither_for_weights_nor_for_a_schedule():
 
 def test_slopes_are_those_of_the_last_step_over_all_modules():
     def row(size, step, change, module="a"):
-        return Coordinate(size=size, seed=0, step=step, role="hidden", module=module, before=2.0, change=change)
+        return Coordinate(
+            size=size, seed=0, step=step, role="hidden", module=module, before=2.0, change=change, gain=1.0
+        )
 
     rows = [row(10, 1, 5.0), row(20, 1, 5.0), row(10, 2, 1.0), row(20, 2, 2.0), row(40, 2, 4.0)]
     (trend,) = trends([*rows, row(10, 2, 0.0, "b")])
