@@ -219,6 +219,11 @@ def test_a_parameter_whose_role_cannot_be_told_is_refused_by_its_name(written, r
             ["--sizes", "32,64", "--seeds", "1", "--set", "optimizer.lr=1e-30"],
             "config.yaml: 2 steps change nothing; expected optimizer.lr above 0, and weights that learn",
         ),
+        (
+            ["--sizes", "32,64", "--seeds", "1", "--set", "optimizer.lr=1e20"],
+            "config.yaml: the outputs of encoder.patches are not finite at width 32 after step 1; expected a smaller "
+            "optimizer.lr",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(written, refused, words, line):
