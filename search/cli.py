@@ -9,6 +9,7 @@ import click
 from search import (
     cli_clean,
     cli_compare,
+    cli_coordinates,
     cli_doctor,
     cli_judge,
     cli_look,
@@ -63,6 +64,7 @@ for command in (
     cli_models.reconstruct,
     cli_models.tokenize,
     cli_models.train,
+    cli_coordinates.coordinates,
 ):
     cli.add_command(command)
 

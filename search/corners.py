@@ -75,6 +75,26 @@ def find(searched: Space) -> Corners:
     return Corners(within=(ladder.corner("smallest", least), ladder.corner("largest", most)), outside=outside)
 
 
+def first(searched: Space) -> dict[str, Any]:
+    """Labels of the setting that stands first in a space: its first baseline, and of what that leaves open the first
+    value."""
+    return _active(searched, _first(searched))
+
+
+def _first(searched: Space) -> dict[str, Any]:
+    lows = {p.name: _values(p)[0] for p in searched.parameters}
+    return lows | dict(searched.baselines[0] if searched.baselines else {})
+
+
+def _active(searched: Space, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What of some labels applies; where a condition makes a field apply that has none, its first value."""
+    labels: dict[str, Any] = {}
+    for p in searched.parameters:  # parents come before their children
+        if all(labels.get(parent) in allowed for parent, allowed in p.when):
+            labels[p.name] = wanted[p.name] if p.name in wanted else _values(p)[0]
+    return labels
+
+
 class _Ladder:
     """Settings of a space by the parameters of their models."""
 
@@ -88,14 +108,13 @@ class _Ladder:
     def drawn(self) -> tuple[list[dict[str, Any]], list[ConfigError]]:
         """Settings that can be built, the baselines and some drawn ones, and why others can't."""
         chance = random.Random(0)
-        lows = {p.name: _values(p)[0] for p in self.space.parameters}
-        first = lows | dict(self.space.baselines[0] if self.space.baselines else {})
+        first = _first(self.space)
         wanted: list[Mapping[str, Any]] = [first, *(first | dict(each) for each in self.space.baselines[1:])]
         for _ in range(DRAWN if self.fields else 0):
             wanted.append(first | {name: chance.choice(values) for name, values in self.fields.items()})
         built, faults = [], []
         for each in wanted:
-            labels = self._active(each)
+            labels = _active(self.space, each)
             try:
                 self.quantities(labels)
                 built.append(labels)
@@ -113,7 +132,7 @@ class _Ladder:
             rising = False
             for name, values in self.fields.items():
                 for value in values if name in best else ():
-                    other = self._active(best | {name: value})
+                    other = _active(self.space, best | {name: value})
                     if self._better(other, best, sign) and allowed(other):
                         best, rising = other, True
         return best
@@ -143,14 +162,6 @@ class _Ladder:
             return sign * self.size(labels) > sign * self.size(than)
         except ConfigError:
             return False
-
-    def _active(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """What of some labels applies; where a condition makes a field apply that has none, its first value."""
-        labels: dict[str, Any] = {}
-        for p in self.space.parameters:  # parents come before their children
-            if all(labels.get(parent) in allowed for parent, allowed in p.when):
-                labels[p.name] = wanted[p.name] if p.name in wanted else _values(p)[0]
-        return labels
 
 
 def _matters(parameter: Parameter) -> bool:

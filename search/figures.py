@@ -64,7 +64,7 @@ STUDIES = (
 )  # fmt: skip
 """Color, marker and line of each of several studies."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -79,6 +79,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.0,
     "pdf.fonttype": 42,  # journals refuse Type 3
     "savefig.facecolor": "white",
+    "svg.hashsalt": "vqsearch",  # else the names inside are drawn anew each time
     "text.parse_math": False,  # names are text, whatever they hold
     "text.usetex": False,
     "xtick.labelsize": 7,
@@ -86,6 +87,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelsize": 7,
     "ytick.major.width": 0.6,
 }
+"""What matplotlib is set to while a figure is made and while it is saved."""
 
 
 def history(found: Sequence[Findings]) -> Figure | None:
@@ -278,7 +280,7 @@ def reconstructions(sheets: Sequence[tuple[str, bytes]], resolution: int) -> Fig
     left = max(map(_inches, names)) + 0.1
     side = (WIDTH - left) / max(pixels.shape[1] / resolution for _, pixels in rows)
     height = len(rows) * (side + 0.03)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height))
         for row, (name, (_, pixels)) in enumerate(zip(names, rows, strict=True)):
             place = ((left / WIDTH), 1 - (row + 1) * (side + 0.03) / height, 1 - left / WIDTH, side / height)
@@ -291,7 +293,7 @@ def reconstructions(sheets: Sequence[tuple[str, bytes]], resolution: int) -> Fig
 
 def _inches(name: str) -> float:
     """How wide a name is beside a strip."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return float(TextPath((0, 0), name, size=NAME).get_extents().width) / 72
 
 
@@ -313,6 +315,11 @@ def pdf(figure: Figure) -> bytes:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG."""
     return _saved(figure, format="png", dpi=DPI)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG."""
+    return _saved(figure, format="svg", metadata={"Date": None})
 
 
 def axis(metric: str) -> str:
@@ -354,7 +361,7 @@ class _Range:
 
 @contextmanager
 def _axes(height: float = HEIGHT) -> Iterator[tuple[Figure, Axes]]:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure, figure.add_subplot()
 
@@ -385,7 +392,7 @@ def _legend(figure: Figure, entries: Sequence[Line2D]) -> None:
 
 def _saved(figure: Figure, **options: Any) -> bytes:
     held = io.BytesIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # shown as a box
         figure.savefig(held, **options)
     return held.getvalue()

@@ -19,7 +19,7 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,23 @@ class Coordinate:
     change: float
     """Root mean square of what the steps changed: of the trunk, of all of it; else of what the module's own new weights
     add."""
+    gain: float
+    """`before` / root mean square of what the module saw; NaN where it saw no tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleTrend:
+    """How the outputs of one module follow the size of the model."""
+
+    module: str
+    """Its dotted name; of the trunk encoder or decoder, whose last block has another name at another depth."""
+    change: float
+    """Slope of log(change) against log(size), of the last step, over all seeds."""
+    before: float
+    """The same of their initial size."""
+    gain: float
+    """The same of that size / that of the inputs: near 0 where the weights are drawn at fan-in^-1/2, or follow no
+    width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +93,10 @@ class Trend:
     """How many there are, in the smallest model."""
     holds: bool
     """The slope of the change lies within `LIMITS`."""
+    means: tuple[tuple[int, float], ...]
+    """Each size, rising, and the geometric mean of the change there."""
+    each: tuple[ModuleTrend, ...]
+    """Of every module that changes at all sizes, the one whose slope is farthest from 0 first."""
 
 
 def coordinates(
@@ -127,16 +148,47 @@ def trends(rows: Iterable[Coordinate]) -> list[Trend]:
     found = []
     for role in LIMITS:
         mine = [row for row in rows if row.role == role and row.step == last and row.change > 0 < row.before]
-        by_size = {size: [row for row in mine if row.size == size] for size in sizes}
-        if all(by_size.values()):
-            change, before = (
-                _slope([(size, _log_mean(getattr(row, name) for row in part)) for size, part in by_size.items()])
-                for name in ("change", "before")
+        if {row.size for row in mine} == set(sizes):
+            change, before = _means(mine, "change"), _means(mine, "before")
+            slope = _slope(change)
+            found.append(
+                Trend(
+                    role=role,
+                    change=slope,
+                    before=_slope(before),
+                    modules=len({row.module for row in mine if row.size == sizes[0]}),
+                    holds=abs(slope) <= LIMITS[role],
+                    means=tuple((size, math.exp(mean)) for size, mean in change),
+                    each=_each(mine, sizes),
+                )
             )
-            modules = len({row.module for row in by_size[sizes[0]]})
-            holds = abs(change) <= LIMITS[role]
-            found.append(Trend(role=role, change=change, before=before, modules=modules, holds=holds))
     return found
+
+
+def _each(rows: Sequence[Coordinate], sizes: Sequence[int]) -> tuple[ModuleTrend, ...]:
+    """Of one role's rows, those of each module by themselves."""
+    by_name: dict[str, list[Coordinate]] = {}
+    for row in rows:
+        by_name.setdefault(row.module.partition(".")[0] if row.role == "trunk" else row.module, []).append(row)
+    found = [
+        ModuleTrend(
+            module=name,
+            change=_slope(_means(part, "change")),
+            before=_slope(_means(part, "before")),
+            gain=_slope(_means(part, "gain")),
+        )
+        for name, part in by_name.items()
+        if {row.size for row in part} == set(sizes)
+    ]
+    return tuple(sorted(found, key=lambda each: -abs(each.change)))
+
+
+def _means(rows: Sequence[Coordinate], name: Literal["change", "before", "gain"]) -> list[tuple[int, float]]:
+    """Each size, rising, and the mean there of the logarithms of what was measured."""
+    return [
+        (size, _log_mean(getattr(row, name) for row in rows if row.size == size))
+        for size in sorted({row.size for row in rows})
+    ]
 
 
 def _plain(config: TrainConfig, along: str, size: int, seed: int, steps: int, images: int) -> TrainConfig:
@@ -162,19 +214,21 @@ def _measured(config: TrainConfig, size: int, images: Tensor) -> Iterator[Coordi
     model, modules = learner.model, _modules(learner.model, config)
     initial = copy.deepcopy(model).eval()
     codes = initial.encode(images)
-    before = {name: output for name, _, output in _outputs(initial, initial, modules, images, codes)}
+    before = {seen.module: seen for seen in _outputs(initial, initial, modules, images, codes)}
     for step in range(1, config.steps + 1):
         learner.advance(lambda part: images[part])
-        for name, added, output in _outputs(model, initial, modules, images, codes):
-            change = output - before[name] if modules[name] == "trunk" else added
+        for name, added, output, _ in _outputs(model, initial, modules, images, codes):
+            first = before[name]
+            change = output - first.output if modules[name] == "trunk" else added
             yield Coordinate(
                 size=size,
                 seed=config.seed,
                 step=step,
                 role=modules[name],
                 module=name,
-                before=_rms(before[name]),
+                before=_rms(first.output),
                 change=_rms(change),
+                gain=_rms(first.output) / first.seen if first.seen else math.nan,
             )
 
 
@@ -191,23 +245,34 @@ def _modules(model: VQVAE, config: TrainConfig) -> dict[str, str]:
     return found
 
 
+class _Call(NamedTuple):
+    """What one call of a module gave."""
+
+    module: str
+    added: Tensor
+    """What its new weights add to its outputs."""
+    output: Tensor
+    seen: float
+    """Root mean square of its first input; 0 where that is no tensor."""
+
+
 @torch.no_grad()
-def _outputs(
-    model: VQVAE, initial: VQVAE, modules: dict[str, str], images: Tensor, codes: Tensor
-) -> list[tuple[str, Tensor, Tensor]]:
-    """Name, what a module's new weights add to its outputs, and the outputs; each as often as it is called.
+def _outputs(model: VQVAE, initial: VQVAE, modules: dict[str, str], images: Tensor, codes: Tensor) -> list[_Call]:
+    """The calls of all modules, each as often as it is called.
 
     The encoder sees the images, and the decoder the codes that they had at first: a vector that passes from one code to
     another changes all that the decoder does, however small its step was, and would hide what the weights do.
     """
-    found = []
+    found: list[_Call] = []
 
     def keep(name: str, twin: nn.Module) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             now, then = (
                 each[0] if isinstance(each, tuple) else each for each in (output, twin.forward(*inputs, **named))
             )
-            found.append((name, now.float() - then.float(), now.float()))
+            first = next((each for each in (*inputs, *named.values()) if isinstance(each, Tensor)), None)
+            seen = 0.0 if first is None else _rms(first.float())
+            found.append(_Call(name, now.float() - then.float(), now.float(), seen))
 
         return hook
 

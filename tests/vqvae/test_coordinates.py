@@ -88,14 +88,46 @@ def test_it_asks_neither_for_weights_nor_for_a_schedule():
 
 def test_slopes_are_those_of_the_last_step_over_all_modules():
     def row(size, step, change, module="a"):
-        return Coordinate(size=size, seed=0, step=step, role="hidden", module=module, before=2.0, change=change)
+        return Coordinate(
+            size=size, seed=0, step=step, role="hidden", module=module, before=2.0, change=change, gain=1.0
+        )
 
     rows = [row(10, 1, 5.0), row(20, 1, 5.0), row(10, 2, 1.0), row(20, 2, 2.0), row(40, 2, 4.0)]
     (trend,) = trends([*rows, row(10, 2, 0.0, "b")])
     assert (trend.change, trend.before, trend.modules) == (pytest.approx(1), pytest.approx(0), 1)
     assert not trend.holds
+    assert trend.means == ((10, 1.0), (20, pytest.approx(2.0)), (40, pytest.approx(4.0)))
+    assert [each.module for each in trend.each] == ["a"]
     (level,) = trends([dataclasses.replace(each, change=1.0) for each in rows])
     assert level.holds
+
+
+def test_the_module_that_follows_the_size_most_comes_first():
+    def rows(module, slope, role="hidden"):
+        return [
+            Coordinate(
+                size=size, seed=0, step=1, role=role, module=module, before=3.0, change=size**slope, gain=size**0.5
+            )
+            for size in (10, 20)
+        ]
+
+    (trend,) = trends([*rows("little", 0.2), *rows("down", -0.9), *rows("up", 0.5)])
+    assert [(each.module, round(each.change, 6)) for each in trend.each] == [
+        ("down", -0.9),
+        ("up", 0.5),
+        ("little", 0.2),
+    ]
+    assert {round(each.gain, 6) for each in trend.each} == {0.5}
+    # The last block has another name at another depth.
+    deeper = [dataclasses.replace(row, module=f"encoder.blocks.{row.size}") for row in rows("", 1.0, "trunk")]
+    (trunk,) = trends(deeper)
+    assert [each.module for each in trunk.each] == ["encoder"]
+
+
+def test_layers_of_ours_are_drawn_so_that_their_gain_follows_no_width():
+    settings = {"model__backbone": "convolution", "model__width": 64}
+    for trend in trends(coordinates(config(**settings), WIDTHS, steps=1, seeds=1)):
+        assert max(abs(each.gain) for each in trend.each) <= 0.2, trend.role
 
 
 def test_one_width_has_no_slope():
