@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from search import units, verdict
+from search import gap, units, verdict
 from search.findings import AT_A_RUNG, Findings, Trial, differences
 from search.standing import STATES, shown
 from search.text import printable
@@ -72,9 +72,12 @@ def won(findings: Findings) -> list[str]:
     if best is None:
         return [_nothing_won(findings)]
     judged = _judged(findings)
+    landed = [] if findings.gap is None else [f"{line[:1].upper()}{line[1:]}." for line in gap.lines(findings.gap)]
+    where = "the search " if judged else "among the proxies " if landed else ""
     lines = [
+        *landed,
         *judged,
-        f"{_name(best, 'Trial')} won {'the search ' if judged else ''}with {value(findings, best)}: {settings(best)}.",
+        f"{_name(best, 'Trial')} won {where}with {value(findings, best)}: {settings(best)}.",
         *_over_baselines(findings, best),
     ]
     if (second := findings.runner_up) is not None:
@@ -114,8 +117,9 @@ def cost(findings: Findings) -> list[str]:
         gpus = space.resources.gpus
         share = f" at {gpus:g} GPU each" if gpus != 1 else ""
         gpu = f", {spent.gpu_hours:,.3g} GPU-hours{share}" if gpus else ", without a GPU"
-        both = f" ({hours(spent.search_hours)} the search and {hours(spent.finalist_hours)} the finalists)"
-        who = f"Search and finalists{both}" if spent.finalist_hours else "They"
+        after = "finalists" if findings.gap is None else "targets"
+        both = f" ({hours(spent.search_hours)} the search and {hours(spent.finalist_hours)} the {after})"
+        who = f"Search and {after}{both}" if spent.finalist_hours else "They"
         line = f"{who} trained for {hours(spent.trial_hours)} in all{gpu}{f', on {on}' if on else ''}"
         lines.append(f"{line}, and saw {spent.images:,} training images." if spent.images else f"{line}.")
     if spent.driver_hours:

@@ -18,7 +18,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search import mirror, output, records, units
+from search import mirror, output, records, transfer, units
 from search.errors import OutputError
 from search.parameters import Parameter
 from search.records import Picture
@@ -168,10 +168,11 @@ def study_note(study: optuna.Study, space: Space) -> str:
     images = ", ".join(f"{count:,} {split}" for split, count in records.sizes(study).items())
     seen = f": {images} images" if images else ""
     held_out = "" if space.trainer else " on held-out images"
-    rungs = ", ".join(f"{rung:,}" for rung in space.rungs)
+    rungs, carried = ", ".join(f"{rung:,}" for rung in space.rungs), space.transfer
     facts = [
         ("objective", f"{units.label(metric)} ({metric}){held_out}, {_better(space)}"),
         ("budget", f"{budget.trials:,} trials of {budget.steps:,} steps{hours}"),
+        ("transfer", f"{transfer.words(carried)}, of which trials are the first" if carried else ""),
         ("sampler", space.sampler.kind),
         ("pruner", f"{space.pruner.kind}, after {rungs} steps" if rungs else space.pruner.kind),
         ("trainer", space.trainer or ""),

@@ -17,8 +17,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from search import code, ranking, records, retention, verdict, yaml12
+from search import code, gap, ranking, records, retention, verdict, yaml12
 from search.errors import UserError
+from search.gap import Gap
 from search.ranking import Arm, Ranking
 from search.sampling import Searched
 from search.space import Space
@@ -136,6 +137,7 @@ class Findings:
         why_no_importances: "" where there are some.
         over: the budget is spent and nothing runs.
         verdict: what its finalists came to; None where there are none.
+        gap: what its transfer came to; None where it is none.
         tie: which arm of which comparison it is; None where it stands alone.
         arm: the same as it is ranked among the others.
         codes: the user's own code, in words -> numbers of the trials that it last made; empty where it is one for all.
@@ -157,6 +159,7 @@ class Findings:
     why_no_importances: str
     over: bool
     verdict: Verdict | None = None
+    gap: Gap | None = None
     tie: records.Tie | None = None
     arm: Arm | None = None
     codes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -253,6 +256,7 @@ def read(study: optuna.Study, space: Space, url: str) -> Findings:
         why_no_importances=why,
         over=counted >= space.budget.trials and all(each.state != TrialState.RUNNING for each in frozen),
         verdict=judged,
+        gap=gap.read(study, space, study._storage),
         tie=tie,
         arm=ranking.arm(study, space, judged) if tie else None,
         codes=_codes(frozen),

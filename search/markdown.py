@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from search import answer, contest, disagreement, figures, gallery, methods, publish, tables
+from search import answer, contest, disagreement, figures, gallery, landing, methods, publish, tables
 from search.findings import Findings, ranked
 from search.gallery import LoadPicture
 from search.ranking import Ranking
@@ -68,6 +68,10 @@ def text(
     for each in found:
         lines += [f"## {_escaped(each.study)}", ""] if several else []
         lines += [_escaped(answer.searched(each)), "", *_bullets([*answer.won(each), *answer.cost(each)])]
+    for each in (one for one in found if one.gap):
+        of = f" of {_escaped(each.study)}" if several else ""
+        lines += [f"## At the target{of}", "", *(f"{_escaped(line)}\n" for line in landing.said(each))]
+        lines += [*_columns(landing.settings(each)), *_bullets(landing.caveats(each))]
     judged = [each for each in found if each.verdict]
     for each in judged:
         of = f" of {_escaped(each.study)}" if several else ""

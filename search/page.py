@@ -21,7 +21,20 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from search import answer, charts, contest, disagreement, findings, forest, landscape, overview, records, strips, units
+from search import (
+    answer,
+    charts,
+    contest,
+    disagreement,
+    findings,
+    forest,
+    landing,
+    landscape,
+    overview,
+    records,
+    strips,
+    units,
+)
 from search.charts import Chart
 from search.disagreement import Group
 from search.findings import Findings, Trial
@@ -178,6 +191,7 @@ def render(found: Sequence[Findings], load_picture: LoadPicture, now: datetime) 
         now=now,
         answer=answer,
         contest=contest,
+        landing=landing,
         units=units,
         overview=overview,
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from search import gap, launch, records, space, transfer
+from search import attachments, findings, gap, launch, records, report, space, transfer
 from search.errors import StudyError
 from search.lengthening import lengthen
 from vqvae.model import count_parameters
@@ -360,3 +360,24 @@ def test_a_transfer_whose_driver_is_killed_at_the_target_goes_on_to_the_exact_en
     )
     assert exported.returncode == 0, exported.stderr
     assert json.loads((tmp_path / "model" / "config.json").read_text())["config"]["model"]["width"] == 64
+
+
+def test_a_report_has_the_targets_what_was_saved_and_what_that_does_not_show(tiny_file, tmp_path):
+    found = load(tiny_file)
+    _, own = made(found, [20.0, 21.0, None, None], {1: 24.0, 0: 23.0}, [24.1, 23.0, None, None])
+    seen = findings.read(own, found, "sqlite:///x.db")
+    assert seen.best.number == 1, "the search's, not the target's"
+    report.write([seen], str(tmp_path / "report.md"))
+    text = (tmp_path / "report.md").read_text()
+    table = text.partition("## At the target")[2].partition("## Best trials")[0]
+    assert "| **trial 1** | 21.00 | **24.00** | - | 4 | 0.002 | 16 |" in table
+    assert "| trial 0 | 20.00 | 23.00 | 1.00 | 5 | 0.001 | 16 |" in table
+    assert "tiny-direct is one search: another seed of it would find something a little different." in table
+    report.write([seen], str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert "At the target</h2>" in page
+    assert (
+        "Trial 1 is the best at the target, 24.00 dB: lr 0.002, codebook_size 16; the proxies ranked it first." in page
+    )
+    note = attachments.study_note(own, found)
+    assert "width 16 to 64, of which trials are the first" in note
