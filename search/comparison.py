@@ -126,6 +126,8 @@ def load(
         raise document.error(
             ("trainer",), "arms are compared by what is known of vqsearch's own models, so that it must be left out"
         )
+    if values.get("transfer") is not None:
+        raise document.error(("transfer",), "arms are compared at one size, so that it must be left out")
     if "study" in values:
         raise document.error(("study",), "a comparison names its studies itself, COMPARISON-ARM")
     name = _name(values["comparison"], ("comparison",), document)

@@ -310,9 +310,10 @@ def _behind(gap: Gap, value: float, better: float) -> str:
 
 def _saving(gap: Gap, value: float) -> list[str]:
     proxies, targets, took = gap.proxies, gap.targets, gap.proxies.hours + gap.targets.hours
+    many = "target" if targets.trials == 1 else "targets"
     cost = (
         f"{proxies.trials} proxies trained for {_hours(proxies.hours)}, the steps of {proxies.whole:.1f} whole ones, "
-        f"and {targets.trials} targets for {_hours(targets.hours)}; by operations a target is {gap.dearer:.3g} proxies"
+        f"and {targets.trials} {many} for {_hours(targets.hours)}; by operations a target is {gap.dearer:.3g} proxies"
     )
     if gap.direct is not None:
         spent, theirs = gap.direct.spent, gap.direct.value
