@@ -86,7 +86,7 @@ def slurm(
         loaded = next(iter(compared.arms.values()))
     else:
         common = loaded = spaces.load(space, overrides, study=study, trials=trials, plugins=plugins)
-        command, name = "launch", loaded.study
+        command, name = "launch" if loaded.transfer is None else "transfer", loaded.study
         words += [] if study is None else ["--study", study]
         launching.check_trainable(loaded)
     url = storage_url(storage, common)

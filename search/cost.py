@@ -185,7 +185,16 @@ def lines(costs: Mapping[str, Cost]) -> list[str]:
     first = next(iter(costs.values()))
     found = total(costs)
     said = [] if found is None else _budget(costs, first, found)
-    return [*said, *_misfits(costs)]
+    return [*said, *_misfits(costs), *_uncounted(first)]
+
+
+def _uncounted(cost: Cost) -> list[str]:
+    """What is trained after a search at another size, and so at another speed."""
+    carried = cost.space.transfer
+    if carried is None:
+        return []
+    beside = len(cost.space.baselines) if carried.include == "baselines" else 0
+    return [f"not counted: {carried.top + beside} trials at the target, whose models are larger"]
 
 
 def _budget(costs: Mapping[str, Cost], first: Cost, found: Mapping[str, Hours]) -> list[str]:

@@ -58,7 +58,7 @@ class Search:
     """What the job runs.
 
     Attributes:
-        command: launch or compare.
+        command: launch, compare or transfer.
         name: of the study or comparison.
         file: its space file or comparison.
         space: what its trials ask for, and where they find files.

@@ -208,3 +208,11 @@ def test_a_speed_below_a_limit_is_said(tiny_file, command):
     _, out, _ = command("validate", "--cost", "tiny.yaml", "--set", "constraints={images_per_s: {min: 1.0e9}}", check=0)
     said = r"^the smallest model will not fit: images_per_s [\d,.e+]+, where constraints ask for at least 1e\+09$"
     assert re.search(said, out, re.M)
+
+
+def test_the_cost_of_a_transfer_says_what_it_leaves_out(command, tiny_file):
+    baselines = "baselines=[{optimizer.lr: 1.0e-3, quantizer.codebook_size: 16}]"
+    changes = ["train.model.width=32", "transfer={proxy: {width: 16}, top: 2}", baselines]
+    flags = [word for change in changes for word in ("--set", change)]
+    _, out, _ = command("validate", "tiny.yaml", "--cost", *flags, check=0)
+    assert out.splitlines()[-1] == "not counted: 3 trials at the target, whose models are larger"

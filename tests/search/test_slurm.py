@@ -113,6 +113,11 @@ def test_a_comparison_is_compared(folder):
     assert words_of(shared(folder, "--time", "60"), "command")[1:3] == ["compare", f"{folder}/space.yaml"]
 
 
+def test_a_transfer_is_a_transfer(folder):
+    shutil.copy(Path(__file__).parents[2] / "spaces" / "transfer-demo.yaml", folder / "space.yaml")
+    assert words_of(shared(folder, "--time", "60"), "command")[1:3] == ["transfer", f"{folder}/space.yaml"]
+
+
 def test_in_a_container_everything_runs_in_its_image_which_sees_the_files(folder, tmp_path):
     (tmp_path / "vq.sif").write_text("")
     place = tmp_path / "plain"
