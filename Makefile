@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help demo test check format soak docker-test slurm-test clean
+.PHONY: help demo test check format soak bench docker-test slurm-test clean
 
 help:
 	@echo "make demo         install into .venv and search four backbones on bundled photographs"
 	@echo "make test         install the test extras too and run the tests"
 	@echo "make check        formatting, lint, types and import contracts"
 	@echo "make soak         kill drivers, workers and Ray at random under a search, on SQLite and PostgreSQL"
+	@echo "make bench        measure what benchmarks/README.md lists under speed (an hour on two idle cores)"
 	@echo "make docker-test  build the image and search in containers while one is killed and one cut off the network"
 	@echo "make slurm-test   search for longer than a job lasts, on a Slurm that is started for it"
 	@echo "make clean        remove what demo and test made"
@@ -38,6 +39,12 @@ format: $(VENV)/.installed-dev
 soak: $(VENV)/.installed-dev
 	@echo "==> a search under kill -9, on two storages (up to 20 minutes on two cores)"
 	@$(BIN)/python benchmarks/crash.py
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python benchmarks/quantize.py
+	@$(BIN)/python benchmarks/actors.py
+	@$(BIN)/python benchmarks/scale.py
+	@$(BIN)/python benchmarks/dashboard.py
 
 docker-test:
 	@echo "==> a search on docker/compose.yaml (ten minutes on two cores, after the build)"
