@@ -1,5 +1,6 @@
 """Several raylets on this machine, some of which are not like the others."""
 
+import functools
 import os
 import re
 import subprocess
@@ -236,9 +237,11 @@ def test_two_searches_share_nodes_that_come_and_go_and_lose_no_trial(machines, t
         log = (tmp_path / f"{name}.log").open("w")
         return start([*command, "--study", name], cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
+    opened = functools.cache(lambda: open_storage(url, create=False))  # each one holds connections of the server
+
     def trials(name):
         try:
-            return optuna.load_study(study_name=name, storage=open_storage(url, create=False)).trials
+            return optuna.load_study(study_name=name, storage=opened()).trials
         except (KeyError, StorageError):  # not there yet, or half made
             return []
 
