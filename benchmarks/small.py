@@ -15,7 +15,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
+LOAD = os.getloadavg()[0]
+"""Processes that ran or waited in the minute before a benchmark began: what others did to its figures."""
+
+PACKAGES = ("ray", "optuna", "torch", "torchvision", "vector-quantize-pytorch")
+"""Whose versions a result names, of those that are installed: a GPU machine may have torch alone."""
 
 
 def space(name: str, *, trials: int, steps: int, rest: str = "", train: str = "") -> str:
@@ -90,12 +94,20 @@ def heading(title: str, command: str) -> str:
     cpus = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpus.read_text()) if cpus.exists() else None
     processor = model.group(1) if model else platform.machine()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "optuna", "torch"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
     return (
         f"# {title}, {datetime.now(UTC):%Y-%m-%d}\n\n"
-        f"`{command}` on {os.cpu_count()} cores ({processor}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
-        f"{platform.system()}; Python {platform.python_version()}, {versions}.\n"
+        f"`{command}` on {os.cpu_count()} cores ({processor}), {memory:.0f} GiB, {platform.system()}; load {LOAD:.1f} "
+        f"before; Python {platform.python_version()}, {versions}.\n"
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def write(name: str, text: str) -> None:
