@@ -2,8 +2,9 @@
 
 Measured is the attention backbone: the recipe's Mamba needs mamba_ssm, and its convolution is not written here. On a
 GPU it has the article's sizes and bfloat16, on a CPU a small model in float32. A step is all that happens between two
-batches: forwards, LPIPS if the package `lpips` is there, backwards, AdamW (the recipe's as torch
-makes it, fused on a GPU); ours keeps a moving average of its weights on top. The recipe accumulates micro-batches of 16 images, as the article did; ours takes what the trainer takes.
+batches: forwards, LPIPS if the package `lpips` is there, backwards, AdamW (the recipe's as torch makes it, fused on a
+GPU); ours keeps a moving average of its weights on top. The recipe accumulates micro-batches of 16 images, as the
+article did; ours takes what the trainer takes.
 
 Times are medians of alternating repeats; what counts is their ratio. Memory is how far a second step raises the peak of
 a process of its own above what stayed after a first one (weights, moments, compiled code); on Linux, or CUDA's own
